@@ -1,0 +1,1 @@
+"""oodflow: anomaly detection with deep generative models, from training to report."""
