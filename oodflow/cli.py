@@ -1,0 +1,156 @@
+"""The command line: options from the entry points, errors as one line and an exit code.
+
+Only click is imported before a command runs, so that help comes at once.
+"""
+
+import sys
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import click
+
+from oodflow.errors import UserError
+from oodflow.experiment import AUTO, Option
+from oodflow.options import ENTRY_POINTS, EntryPoint
+
+__all__ = ["cli", "main"]
+
+COMMANDS = {
+    "main": "oodflow.workflow.quickstart",
+    "train": "oodflow.workflow.train",
+    "finetune": "oodflow.workflow.finetune",
+    "evaluate": "oodflow.workflow.evaluate",
+    "report": "oodflow.workflow.report",
+}
+"""The module behind each entry point; its ``command`` takes the options as a mapping."""
+
+EPILOG = """\b
+Examples:
+  oodflow main                                   the effect of the paper, in minutes
+  oodflow finetune --dataset sketch-letters      a dataset of your choice
+  oodflow runs list                              what there is
+
+Every entry point also runs as an MLflow project: mlflow run . -e finetune -P steps=20
+
+Exit codes: 0 done, 2 wrong input, 1 anything else, 130 interrupted (--resume goes on)."""
+
+
+class AutoOr(click.ParamType):
+    """A value of a type, or the word auto."""
+
+    def __init__(self, kind: click.ParamType) -> None:
+        self.kind = kind
+        self.name = f"{kind.name}|auto"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return AUTO if value == AUTO else self.kind.convert(value, param, ctx)
+
+
+KINDS: dict[type, click.ParamType] = {
+    int: click.INT,
+    float: click.FLOAT,
+    str: click.STRING,
+    bool: click.BOOL,
+}
+
+
+def click_option(each: Option) -> click.Option:
+    """The click option of one field: its name with hyphens, its type, default and choices."""
+    kind: click.ParamType = click.Choice(each.choices) if each.choices else KINDS[each.kind]
+    if each.default == AUTO and each.kind is not str:
+        kind = AutoOr(kind)
+    flag = {"is_flag": False, "flag_value": True} if each.kind is bool else {}
+    return click.Option(
+        [f"--{each.name.replace('_', '-')}"],
+        type=kind,
+        default=each.default,
+        show_default=True,
+        help=each.help,
+        **flag,
+    )
+
+
+def entry_point(name: str, entry: EntryPoint) -> click.Command:
+    """The click command of one entry point."""
+
+    def run(**given: Any) -> None:
+        import_module(COMMANDS[name]).command(given)
+
+    return click.Command(
+        name,
+        callback=run,
+        params=[click_option(each) for each in entry.options()],
+        help=entry.help,
+        epilog="\b\nExamples:\n" + "\n".join(f"  {line}" for line in entry.examples),
+    )
+
+
+@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="oodflow")
+def cli() -> None:
+    """Anomaly detection with deep generative models that is right, fast and tracked."""
+
+
+for _name, _entry in ENTRY_POINTS.items():
+    cli.add_command(entry_point(_name, _entry))
+
+
+@cli.group()
+def runs() -> None:
+    """Look at the runs in the MLflow store."""
+
+
+@runs.command("list")
+@click.option("--dataset", default="", help="Only runs on this dataset.")
+@click.option("--kind", default="", help="Only train, finetune, evaluate, seeds or report runs.")
+@click.option("--registered", is_flag=True, help="Only runs that reports may use.")
+def runs_list(**given: Any) -> None:
+    """List runs, the newest first."""
+    import_module("oodflow.workflow.runs").list_command(given)
+
+
+@runs.command("show")
+@click.argument("run")
+def runs_show(run: str) -> None:
+    """Show one run: tags, metrics, artifacts, and how to see it in the MLflow UI."""
+    import_module("oodflow.workflow.runs").show_command(run)
+
+
+@cli.command()
+@click.option("--preset", default="quick", show_default=True, help="quick or paper")
+@click.option("--device", default=AUTO, show_default=True, help="cpu, cuda, …")
+@click.option("--steps", default=30, show_default=True, help="Updates to measure.")
+@click.option("--data-dir", default=AUTO, show_default=True, help="Folder of the datasets.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def bench(**given: Any) -> None:
+    """Measure a training step: its parts, images per second, share of this machine's peak."""
+    import_module("oodflow.workflow.bench").command(given)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with the contract's codes."""
+    sys.exit(guarded(lambda: cli.main(arguments, prog_name="oodflow", standalone_mode=False)))
+
+
+def guarded(run: Callable[[], Any]) -> int:
+    """The exit code of a call: 0 done, 2 wrong input, 1 anything else, 130 interrupted."""
+    from oodflow.console import error
+
+    try:
+        result = run()
+        return result if isinstance(result, int) else 0
+    except UserError as problem:
+        error(" ".join(str(problem).split()))
+        return 2
+    except click.UsageError as problem:
+        command = problem.ctx.command_path if problem.ctx else "oodflow"
+        error(f"{' '.join(problem.format_message().split())} (see {command} --help)")
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        error("interrupted; the same command with --resume goes on from the last checkpoint")
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1

@@ -1,0 +1,62 @@
+"""What people see in the terminal: lines, a live progress bar, tables. Results go to stdout."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["error", "progress", "say", "show"]
+
+
+def say(line: str) -> None:
+    """One line for the reader, as it is: nothing in it is taken for markup."""
+    _console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def show(table: "Table") -> None:
+    """A results table, in its full width where no terminal limits it."""
+    console = _console()
+    console.print(table) if console.is_terminal else console.print(table, width=160)
+
+
+def error(line: str) -> None:
+    """One line on stderr that says what is wrong."""
+    _console(stderr=True).print(f"error: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _console(stderr: bool = False) -> Any:
+    # Imported late: the command line prints its help without rich.
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+@contextmanager
+def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+    """A bar with rate and time left on stderr; yields ``advance(done, note="")``.
+
+    Without a terminal nothing is drawn, so that logs hold lines only.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = _console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}  {task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("left  {task.fields[note]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(what, total=total, completed=done, rate="", note="")
+
+        def advance(done: int, note: str = "") -> None:
+            speed = bar.tasks[0].speed
+            bar.update(task, completed=done, note=note, rate=f"{speed:.1f}/s" if speed else "")
+
+        yield advance

@@ -1,0 +1,176 @@
+"""The experiment as a value: what decides a run's numbers, its presets and its canonical hash.
+
+Each parameter is written down once, as a field with its help and default. The options of the
+command line and of ``MLproject``, the parameters logged to MLflow and the hash all come from the
+fields. Two runs with the same hash are the same experiment.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast, get_type_hints
+
+from oodflow.errors import UserError
+
+__all__ = [
+    "AUTO",
+    "Data",
+    "Experiment",
+    "Loss",
+    "Model",
+    "Optimisation",
+    "Option",
+    "from_dict",
+    "option",
+    "options_of",
+    "parameters",
+    "spec_hash",
+    "to_dict",
+]
+
+AUTO = "auto"
+"""The default of an option whose value follows from the preset, the data or the registry."""
+
+MODELS = ("glow",)
+OUTLIER_LOSSES = ("none", "binary", "margin")
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+
+def option(help: str, default: Any = AUTO, choices: tuple[str, ...] = (), name: str = "") -> Any:
+    """A field that is an option too, under its own name or ``name``.
+
+    ``default`` is the option's default on the command line and in ``MLproject``.
+    """
+    return field(metadata={"help": help, "default": default, "choices": choices, "name": name})
+
+
+@dataclass(frozen=True)
+class Model:
+    """Architecture of a density model (METHOD: Glow S1.1)."""
+
+    channels: int
+    name: str = option("model family", "glow", MODELS, name="model")
+    depth: int = option("steps K of a scale; auto: from the preset")
+    hidden: int = option("hidden channels of the coupling networks; auto: from the preset")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training images: the dataset's training fold, by its name in the catalogue."""
+
+    dataset: str = option("dataset to train on; auto: sketch-general, for finetune sketch-shapes")
+    limit: int = option("use only the first N images of each fold; 0: all", 0)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Outlier loss added to the negative log-likelihood (S4.4, S7.5); inert when none."""
+
+    outlier_loss: str = option("loss against an outlier dataset", "none", OUTLIER_LOSSES)
+    outlier_dataset: str = option("outlier images; auto: the dataset's general set")
+    temperature: float = option("T of the binary loss, in nats", 1000.0)
+    outlier_weight: float = option("weight λ of the outlier loss; auto: 6000 binary, 1 margin")
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How the weights are found; ``steps`` are updates in total (S4.1)."""
+
+    steps: int = option("updates in total; auto: from epochs, or from the preset")
+    batch_size: int = option("images a batch, and as many outliers; auto: from the preset")
+    lr: float = option("learning rate; auto: from the preset")
+    weight_decay: float = option("weight decay; auto: from the preset")
+    warmup: int = option("updates of linear warm-up; auto: from the preset")
+    report_every: int = option("updates between validations; auto: from the preset, or one pass")
+    precision: str = option("arithmetic of the network", "fp32", PRECISIONS)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides the numbers of one training run.
+
+    ``init`` is ``scratch`` or the hash of the experiment whose weights are the start; ``general``
+    is the hash of the experiment whose frozen model is the contrast in the outlier loss, or "".
+    """
+
+    model: Model
+    data: Data
+    loss: Loss
+    optimisation: Optimisation
+    init: str
+    general: str
+    seed: int
+
+
+Section = TypeVar("Section")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of the command line and of ``MLproject``."""
+
+    name: str
+    kind: type
+    default: Any
+    help: str
+    choices: tuple[str, ...]
+
+
+def options_of(section: type) -> Iterator[Option]:
+    """The options among a section's fields, in order."""
+    hints = get_type_hints(section)
+    for each in dataclasses.fields(section):
+        if "help" in each.metadata:
+            facts = each.metadata
+            name = facts["name"] or each.name
+            yield Option(name, hints[each.name], facts["default"], facts["help"], facts["choices"])
+
+
+def to_dict(experiment: Experiment) -> dict[str, Any]:
+    """The experiment as plain nested data, for JSON."""
+    return dataclasses.asdict(experiment)
+
+
+def from_dict(values: Mapping[str, Any]) -> Experiment:
+    """The inverse of :func:`to_dict`; raises UserError where a field is missing or unknown."""
+
+    def build(kind: type[Section], given: Any) -> Section:
+        hints = get_type_hints(kind)
+        if not isinstance(given, Mapping) or set(given) != set(hints):
+            raise UserError(f"not an experiment of this version: {kind.__name__} holds {given!r}")
+        return kind(
+            **{
+                name: build(cast(type, hint), given[name])
+                if dataclasses.is_dataclass(hint)
+                else hint(given[name])
+                for name, hint in hints.items()
+            }
+        )
+
+    return build(Experiment, values)
+
+
+def spec_hash(experiment: Experiment) -> str:
+    """Canonical hash: SHA-256 of the sorted compact JSON, the first 16 hexadecimal digits."""
+    text = json.dumps(to_dict(experiment), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def parameters(experiment: Experiment) -> dict[str, str]:
+    """Dotted names to values, as logged to MLflow: ``model.depth``, ``optimisation.lr``, ….
+
+    The dots keep them apart from the plain names that ``mlflow run`` logs before the command.
+    """
+    flat: dict[str, str] = {}
+
+    def walk(prefix: str, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                walk(f"{prefix}{name}.", value)
+            else:
+                flat[prefix + name] = str(value)
+
+    walk("", to_dict(experiment))
+    return flat

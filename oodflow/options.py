@@ -1,0 +1,130 @@
+"""Options that do not change a run's numbers, and which options each entry point takes."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from oodflow.errors import UserError
+from oodflow.experiment import AUTO, Data, Loss, Model, Optimisation, Option, option, options_of
+
+__all__ = [
+    "ENTRY_POINTS",
+    "EntryPoint",
+    "Evaluation",
+    "Reporting",
+    "Running",
+    "Start",
+    "pick",
+    "seed_list",
+]
+
+PRESETS = ("quick", "paper")
+
+
+@dataclass(frozen=True)
+class Running:
+    """How and where runs are made."""
+
+    preset: str = option("quick: minutes on a CPU; paper: the published settings", "quick", PRESETS)
+    seeds: str = option("comma-separated; several make a parent run; auto: 1, for main 1,2,3")
+    epochs: int = option("passes over the data, in place of steps; auto: from the preset")
+    device: str = option("cpu, cuda, cuda:1, …; auto: the first GPU, else the CPU")
+    data_dir: str = option("folder of the datasets; auto: OODFLOW_DATA, else the user's cache")
+    resume: bool = option("go on with an interrupted run of the same experiment", False)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where finetuning starts, and which frozen model its outlier loss contrasts with."""
+
+    init: str = option("start: own, a run id, a models:/ URI; auto: the newest general model")
+    general: str = option("contrast of the binary loss: a run id, a models:/ URI; auto: newest")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Which models are evaluated against which."""
+
+    run: str = option("run id or models:/ URI; auto: all newest in-distribution models")
+    general: str = option("general model: a run id, a models:/ URI, none; auto: newest")
+    general_outlier: str = option("general model of Diff†: likewise; auto: newest of the seed")
+    ood: str = option("comma-separated outlier datasets; auto: the catalogue's that are present")
+    limit: int = option("use only the first N test images; 0: all", 0)
+    device: str = option("cpu, cuda, cuda:1, …; auto: the first GPU, else the CPU")
+    data_dir: str = option("folder of the datasets; auto: OODFLOW_DATA, else the user's cache")
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """Where the report goes."""
+
+    out: str = option("folder for the report's files", "report")
+
+
+@dataclass(frozen=True)
+class EntryPoint:
+    """A command: one line of help, its sections of options, and examples."""
+
+    help: str
+    sections: tuple[type, ...]
+    examples: tuple[str, ...]
+
+    def options(self) -> Iterator[Option]:
+        for section in self.sections:
+            yield from options_of(section)
+
+
+ENTRY_POINTS: Mapping[str, EntryPoint] = {
+    "main": EntryPoint(
+        "Quickstart: train, finetune and evaluate on the embedded data, then report.",
+        (Model, Data, Optimisation, Running, Reporting),
+        ("oodflow main", "oodflow main --seeds 1,2 --steps 20"),
+    ),
+    "train": EntryPoint(
+        "Train a model from scratch; on a general dataset it becomes a general model.",
+        (Model, Data, Optimisation, Running),
+        ("oodflow train", "oodflow train --dataset cifar10 --preset paper --seeds 1,2,3"),
+    ),
+    "finetune": EntryPoint(
+        "Train on a dataset from the general model's weights, with or without an outlier loss.",
+        (Model, Data, Start, Loss, Optimisation, Running),
+        (
+            "oodflow finetune --dataset sketch-letters",
+            "oodflow finetune --outlier-loss binary --temperature 1000 --outlier-weight 6000",
+            "oodflow finetune --dataset sketch-general --outlier-loss binary "
+            "--outlier-dataset sketch-shapes   # Diff†",
+        ),
+    ),
+    "evaluate": EntryPoint(
+        "Score test images under registered models: BPD, AUROC, AUPR, FPR95, figures.",
+        (Evaluation,),
+        ("oodflow evaluate", "oodflow evaluate --run RUN_ID --ood sketch-digits,sketch-scenes"),
+    ),
+    "report": EntryPoint(
+        "Write the tables and figures of all registered runs, as Markdown, LaTeX and CSV.",
+        (Reporting,),
+        ("oodflow report", "oodflow report --out paper/tables"),
+    ),
+}
+
+Section = TypeVar("Section")
+
+
+def pick(section: type[Section], given: Mapping[str, Any]) -> Section:
+    """The section's options out of all that were given."""
+    return section(**{each.name: given[each.name] for each in options_of(section)})
+
+
+def seed_list(text: str, default: str = "1") -> list[int]:
+    """The seeds of a comma-separated list, each once.
+
+    >>> seed_list("3,1,3"), seed_list("auto")
+    ([3, 1], [1])
+    """
+    try:
+        seeds = [int(part) for part in (default if text == AUTO else text).split(",")]
+    except ValueError as error:
+        raise UserError(
+            f"seeds is {text!r}; write whole numbers with commas, as in 1,2,3"
+        ) from error
+    return list(dict.fromkeys(seeds))
