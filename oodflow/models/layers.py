@@ -1,0 +1,176 @@
+"""The invertible layers of Glow (S1.1; Glow: arXiv:1807.03039).
+
+An affine map that follows or precedes a convolution is folded into its weights: actnorm and 1×1
+convolution become one convolution, and so do a convolution and the actnorm behind it. The numbers
+are those of the separate layers up to rounding, with half the passes over memory.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["ActNorm", "AffineCoupling", "CouplingNetwork", "FlowStep", "InvertibleConv"]
+
+MIN_STD = 1e-6
+"""Floor of the standard deviation in the data-dependent initialisation (authors)."""
+
+
+class ActNorm(nn.Module):
+    """y = exp(log_scale)·(x + loc) per feature, dimension 1; log|det| = Σ log_scale a position."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(features))
+        self.log_scale = nn.Parameter(torch.zeros(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        return self.log_scale.exp().view(shape) * (x + self.loc.view(shape))
+
+    def inverse(self, y: Tensor) -> Tensor:
+        shape = (1, -1) + (1,) * (y.dim() - 2)
+        return y * (-self.log_scale).exp().view(shape) - self.loc.view(shape)
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor) -> Tensor:
+        """Give the output on x zero mean and unit (unbiased) variance, and return it."""
+        others = [dim for dim in range(x.dim()) if dim != 1]
+        self.loc.copy_(-x.mean(others))
+        self.log_scale.copy_(-x.std(others).clamp(min=MIN_STD).log())
+        return self(x)
+
+
+class InvertibleConv(nn.Module):
+    """1×1 convolution with W = P·L·(U + diag(s)); log|det| = Σ log|s| a position.
+
+    P and the signs of s are fixed, from the LU decomposition of a random orthogonal matrix; L has
+    a unit diagonal and U is strictly upper.
+    """
+
+    permutation: Tensor
+    sign: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        orthogonal = torch.linalg.qr(torch.randn(features, features, dtype=torch.float64))[0]
+        permutation, lower, upper = torch.linalg.lu(orthogonal)
+        diagonal = upper.diagonal()
+        dtype = torch.get_default_dtype()
+        self.register_buffer("permutation", permutation.to(dtype))
+        self.register_buffer("sign", diagonal.sign().to(dtype))
+        self.lower = nn.Parameter(lower.to(dtype))
+        self.upper = nn.Parameter(upper.to(dtype))
+        self.log_abs = nn.Parameter(diagonal.abs().log().to(dtype))
+
+    def weight(self) -> Tensor:
+        """W, features×features; only the strict triangles of ``lower`` and ``upper`` enter."""
+        lower = self.lower.tril(-1) + torch.eye(
+            len(self.sign), dtype=self.lower.dtype, device=self.lower.device
+        )
+        upper = self.upper.triu(1) + (self.sign * self.log_abs.exp()).diag()
+        return self.permutation @ lower @ upper
+
+
+class CouplingNetwork(nn.Module):
+    """conv3×3 – actnorm – ReLU – conv1×1 – actnorm – ReLU – conv3×3, the last one zero at first.
+
+    The last convolution has a bias, and its output is multiplied by exp(3·logs), learned per
+    channel. Its even output channels are the shift t, the odd ones the scale r (authors);
+    ``forward`` returns the two, N×out/2×H×W each.
+    """
+
+    def __init__(self, features_in: int, features_out: int, hidden: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(features_in, hidden, 3, padding=1, bias=False)
+        self.actnorm1 = ActNorm(hidden)
+        self.conv2 = nn.Conv2d(hidden, hidden, 1, bias=False)
+        self.actnorm2 = ActNorm(hidden)
+        self.conv3 = nn.Conv2d(hidden, features_out, 3, padding=1, bias=False)
+        self.bias = nn.Parameter(torch.zeros(features_out))
+        self.logs = nn.Parameter(torch.zeros(features_out))
+        for conv in (self.conv1, self.conv2):
+            nn.init.normal_(conv.weight, std=0.05)
+        nn.init.zeros_(self.conv3.weight)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        for conv, actnorm in ((self.conv1, self.actnorm1), (self.conv2, self.actnorm2)):
+            scale = actnorm.log_scale.exp()
+            weight = conv.weight * scale.view(-1, 1, 1, 1)
+            x = F.relu(F.conv2d(x, weight, scale * actnorm.loc, padding=conv.padding))
+        # Deinterleaving the weights costs less than strided reads of the output.
+        scale = (3 * self.logs).exp()
+        weight = self.conv3.weight * scale.view(-1, 1, 1, 1)
+        weight = weight.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1)
+        bias = (self.bias * scale).view(-1, 2).t().flatten()
+        shift, raw_scale = F.conv2d(x, weight, bias, padding=1).chunk(2, dim=1)
+        return shift, raw_scale
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor) -> None:
+        """Data-dependent actnorms; the last layer gives zeros until it is trained."""
+        x = F.relu(self.actnorm1.initialise(self.conv1(x)))
+        self.actnorm2.initialise(self.conv2(x))
+
+
+class AffineCoupling(nn.Module):
+    """The first half of the features decides how the second half b moves.
+
+    b → (b + t)·sigmoid(r + 2), shift first, then scale (authors); log|det| = Σ log sigmoid(r + 2).
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """y of x's shape and log|det|, N."""
+        fixed, moved = x.chunk(2, dim=1)
+        shift, raw_scale = self.network(fixed)
+        log_scale = F.logsigmoid(raw_scale.to(x.dtype) + 2)
+        moved = (moved + shift) * log_scale.exp()
+        return torch.cat((fixed, moved), dim=1), log_scale.flatten(1).sum(1)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        fixed, moved = y.chunk(2, dim=1)
+        shift, raw_scale = self.network(fixed)
+        return torch.cat((fixed, moved / torch.sigmoid(raw_scale + 2) - shift), dim=1)
+
+
+class FlowStep(nn.Module):
+    """Actnorm → invertible 1×1 convolution → affine coupling, on N×C×H×W."""
+
+    def __init__(self, features: int, network: Callable[[int, int], nn.Module]) -> None:
+        """``network(features in, features out)`` makes the coupling network."""
+        super().__init__()
+        self.actnorm = ActNorm(features)
+        self.mixing = InvertibleConv(features)
+        self.coupling = AffineCoupling(network(features // 2, features))
+
+    def affine(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Actnorm and 1×1 as one map: weight W·diag(s), bias W·s·loc, and log|det| a position."""
+        weight = self.mixing.weight() * self.actnorm.log_scale.exp()
+        log_det = self.actnorm.log_scale.sum() + self.mixing.log_abs.sum()
+        return weight, weight @ self.actnorm.loc, log_det
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """y of x's shape and log|det|, N."""
+        weight, bias, log_det = self.affine()
+        # The flow's own map stays in full precision under autocast: its rounding is not undone.
+        with torch.autocast(x.device.type, enabled=False):
+            x = F.conv2d(x, weight[:, :, None, None], bias)
+        y, coupling_log_det = self.coupling(x)
+        return y, coupling_log_det + log_det * (x.shape[2] * x.shape[3])
+
+    def inverse(self, y: Tensor) -> Tensor:
+        weight, bias, _ = self.affine()
+        y = self.coupling.inverse(y) - bias.view(1, -1, 1, 1)
+        return torch.linalg.solve(weight, y.flatten(2)).view_as(y)
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor) -> Tensor:
+        """Set every actnorm from x, N×C×H×W, and return the step's output."""
+        x = F.conv2d(self.actnorm.initialise(x), self.mixing.weight()[:, :, None, None])
+        self.coupling.network.initialise(x.chunk(2, dim=1)[0])  # type: ignore[operator]
+        return self.coupling(x)[0]

@@ -1,0 +1,52 @@
+"""The one question that every model answers: log p(x) of 8-bit images, in nats."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["LEVELS", "NOISE_FREE", "LikelihoodModel", "bits_per_dimension"]
+
+LEVELS = 256
+"""Values that a sub-pixel can take."""
+
+NOISE_FREE = 0.5
+"""The constant that replaces dequantisation noise in anomaly scores: half a level (S4.5)."""
+
+
+class LikelihoodModel(nn.Module):
+    """A density over 8-bit images.
+
+    ``forward(images, noise)`` takes uint8 images N×C×H×W and dequantisation noise in units of one
+    level, in [0, 1): a tensor of the images' shape, or one number for all. It returns the
+    contributions c_1 … c_S to log p(x) of the model's S scales, N×S, in nats over the 256 levels
+    (Eq. 3 of the paper); a model without scales returns N×1. Models of discrete pixels ignore the
+    noise. Non-finite values are returned as they are: losses drop them, scores replace them.
+    """
+
+    image_shape: tuple[int, int, int]
+    """C, H, W of the images this model scores."""
+
+    scales: int
+    """Number of contributions a log-likelihood is made of."""
+
+    def log_prob(self, images: Tensor, noise: Tensor | float = NOISE_FREE) -> Tensor:
+        """log p(x) in nats per image, shape N: the sum of the contributions."""
+        return self(images, noise).sum(dim=1)
+
+    def initialise(self, images: Tensor, noise: Tensor | float) -> None:
+        """Set data-dependent parameters from a batch of training images; most models have none."""
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw ``count`` images, uint8 N×C×H×W, reproducible from the generator."""
+        raise NotImplementedError
+
+
+def bits_per_dimension(log_prob: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
+    """−log p(x) / (D ln 2) with D = C·H·W; a uniform model of 8-bit pixels has 8.
+
+    >>> uniform = torch.tensor([-3072 * math.log(256)])
+    >>> bits_per_dimension(uniform, (3, 32, 32)).round(decimals=4).tolist()
+    [8.0]
+    """
+    return -log_prob / (math.prod(image_shape) * math.log(2))
