@@ -1,0 +1,1 @@
+"""Training: losses, stabilisation, the loop and its checkpoints. Hands plain values upward."""

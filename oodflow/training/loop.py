@@ -1,0 +1,211 @@
+"""The training loop: batches in, reports out, resumable at every report (S4.1, S4.3)."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from oodflow.data.batches import Batch, Batches
+from oodflow.experiment import Experiment
+from oodflow.models.build import build_model
+from oodflow.models.likelihood import LikelihoodModel, bits_per_dimension
+from oodflow.training.losses import outlier_loss
+from oodflow.training.stabilisation import gradients_finite, stable_log_probs
+
+__all__ = ["Report", "Trainer", "initialise", "new_model", "precision_context", "resolve_device"]
+
+INITIALISATION_IMAGES = 704
+"""Images in the one pass of data-dependent initialisation (authors: 11 batches of 64)."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Means over the updates since the last report; ``step`` counts updates from the start."""
+
+    step: int
+    bpd: float
+    outlier_loss: float
+    dropped_images: int
+    skipped_batches: int
+    skipped_updates: int
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is the first GPU where there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def precision_context(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Arithmetic of the networks; likelihoods and invertible maps stay in float32."""
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def new_model(experiment: Experiment, device: torch.device) -> LikelihoodModel:
+    """Random weights from the experiment's seed, the same on every device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.seed)
+        model = build_model(experiment.model)
+    return model.to(device).to(memory_format=torch.channels_last)
+
+
+def initialise(model: LikelihoodModel, batches: Batches) -> None:
+    """Data-dependent initialisation on the first batches of the training stream."""
+    count = min(-(-INITIALISATION_IMAGES // batches.batch_size), batches.steps_per_pass)
+    first = [batches.at(step) for step in range(count)]
+    model.initialise(torch.cat([b.images for b in first]), torch.cat([b.noise for b in first]))
+
+
+class Trainer:
+    """A model under training: the weights, the optimiser, and how many updates it has had."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        model: LikelihoodModel,
+        inliers: Batches,
+        outliers: Batches | None = None,
+        contrast: LikelihoodModel | None = None,
+    ) -> None:
+        """``outliers`` and the frozen ``contrast`` model serve the outlier loss."""
+        self.experiment = experiment
+        self.model = model.train()
+        self.inliers = inliers
+        self.outliers = outliers
+        self.contrast = contrast.eval().requires_grad_(False) if contrast else None
+        self.step = 0
+        settings = experiment.optimisation
+        self.optimiser = torch.optim.Adamax(
+            model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, foreach=True
+        )
+
+    def optimiser_tensors(self) -> dict[str, Tensor]:
+        """The optimiser's state as named tensors: parameter's position, then the state's name."""
+        return {
+            f"{position}/{name}": value
+            for position, state in self.optimiser.state_dict()["state"].items()
+            for name, value in state.items()
+        }
+
+    def restore(self, step: int, model: dict[str, Tensor], optimiser: dict[str, Tensor]) -> None:
+        """Go back to a saved state; the next update is number ``step``."""
+        self.model.load_state_dict(model)
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in optimiser.items():
+            position, _, name = key.partition("/")
+            state.setdefault(int(position), {})[name] = value
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        self.step = step
+
+    def run(self, on_step: Callable[[int, Tensor], None] | None = None) -> Iterator[Report]:
+        """Train to the end, one report every ``report_every`` updates and one at the end.
+
+        ``on_step(step, bpd)`` is called after each update, with the mean BPD since the last report
+        as a tensor, so that only who shows it copies it from the device.
+        """
+        settings = self.experiment.optimisation
+        context = precision_context(settings.precision, self.inliers.device)
+        while self.step < settings.steps:
+            next_report = (self.step // settings.report_every + 1) * settings.report_every
+            end = min(next_report, settings.steps)
+            totals = _Totals(self.inliers.device)
+            while self.step < end:
+                with context:
+                    self._update(totals)
+                self.step += 1
+                if on_step:
+                    on_step(self.step, totals.bpd(self.model.image_shape))
+            yield totals.report(self.step, self.model.image_shape)
+
+    def _update(self, totals: "_Totals") -> None:
+        """One update of the weights, unless S4.3 says to skip it."""
+        loss = self._loss(self.inliers.at(self.step), totals)
+        if loss is None:
+            totals.skipped_batches += 1
+            return
+        self.optimiser.zero_grad()
+        loss.backward()
+        if not gradients_finite(self.model.parameters()):
+            totals.skipped_updates += 1
+            return
+        settings = self.experiment.optimisation
+        for group in self.optimiser.param_groups:
+            group["lr"] = settings.lr * min(1.0, (self.step + 1) / max(settings.warmup, 1))
+        self.optimiser.step()
+
+    def _loss(self, inliers: Batch, totals: "_Totals") -> Tensor | None:
+        """Mean negative log-likelihood plus outlier loss in nats; None where S4.3 skips it."""
+        images, noise = inliers.images, inliers.noise
+        sizes: tuple[int, ...] = (len(images),)
+        contrast = None
+        if self.outliers is not None:
+            outliers = self.outliers.at(self.step)
+            # Both batches in one pass: no layer mixes images, so the numbers are the same.
+            images = torch.cat((images, outliers.images))
+            noise = torch.cat((noise, outliers.noise))
+            sizes += (len(outliers.images),)
+            if self.contrast is not None:
+                with torch.no_grad():
+                    contrast = self.contrast.log_prob(outliers.images, outliers.noise)
+        stable = stable_log_probs(self.model.log_prob, images, noise, sizes, contrast)
+        totals.dropped_images += stable.dropped
+        if stable.log_probs is None:
+            return None
+        inlier_log_prob = stable.log_probs[0]
+        totals.add("log_prob", inlier_log_prob)
+        loss = -inlier_log_prob.mean()
+        if self.outliers is None:
+            return loss
+        outlier_log_prob = stable.log_probs[1]
+        if stable.dropped:
+            inlier_kept, outlier_kept = stable.kept
+            contrast = contrast[outlier_kept] if contrast is not None else None
+            if self.experiment.loss.outlier_loss == "margin":
+                pairs = inlier_kept & outlier_kept
+                inlier_log_prob = inlier_log_prob[pairs[inlier_kept]]
+                outlier_log_prob = outlier_log_prob[pairs[outlier_kept]]
+        dimensions = math.prod(self.model.image_shape)
+        term = outlier_loss(
+            self.experiment.loss, inlier_log_prob, outlier_log_prob, contrast, dimensions
+        )
+        totals.add("outlier_loss", term.view(1))
+        return loss + term
+
+
+class _Totals:
+    """Sums since the last report; those of tensors stay on the device until they are read."""
+
+    def __init__(self, device: torch.device) -> None:
+        zeros = torch.zeros(2, dtype=torch.float64, device=device)
+        self.sums = {"log_prob": zeros, "outlier_loss": zeros.clone()}
+        self.dropped_images = self.skipped_batches = self.skipped_updates = 0
+
+    def add(self, name: str, values: Tensor) -> None:
+        values = values.detach()
+        self.sums[name] += torch.stack((values.sum(), torch.ones_like(values).sum()))
+
+    def mean(self, name: str) -> Tensor:
+        total, count = self.sums[name]
+        return total / count
+
+    def bpd(self, image_shape: tuple[int, int, int]) -> Tensor:
+        return bits_per_dimension(self.mean("log_prob"), image_shape)
+
+    def report(self, step: int, image_shape: tuple[int, int, int]) -> Report:
+        return Report(
+            step=step,
+            bpd=float(self.bpd(image_shape)),
+            outlier_loss=float(self.mean("outlier_loss").nan_to_num()),
+            dropped_images=self.dropped_images,
+            skipped_batches=self.skipped_batches,
+            skipped_updates=self.skipped_updates,
+        )

@@ -1,0 +1,51 @@
+"""Losses on log-likelihoods in nats per image: two that push outliers away (S4.4, S7.5)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from oodflow.experiment import Loss
+
+__all__ = ["binary_outlier_loss", "margin_outlier_loss", "outlier_loss"]
+
+
+def binary_outlier_loss(
+    model_log_prob: Tensor, contrast_log_prob: Tensor, temperature: float, weight: float
+) -> Tensor:
+    """Mean over outlier images of −λ·log σ((log p_g(x) − log p_in(x))/T) (S4.4, Eq. S1).
+
+    ``contrast_log_prob`` belongs to the frozen model p_g, of the same images with the same noise.
+
+    >>> binary_outlier_loss(torch.zeros(2), torch.zeros(2), 1000.0, 6000.0).item() / 6000
+    0.6931...
+    """
+    return -weight * F.logsigmoid((contrast_log_prob - model_log_prob) / temperature).mean()
+
+
+def margin_outlier_loss(
+    inlier_log_prob: Tensor, outlier_log_prob: Tensor, margin: float, weight: float
+) -> Tensor:
+    """Mean over pairs of relu(margin + nll_in − nll_out), nll in nats, nll_in detached (S7.5).
+
+    >>> margin_outlier_loss(torch.tensor([-5.0]), torch.tensor([-7.0]), 3.0, 1.0).item()
+    1.0
+    """
+    return weight * F.relu(margin - inlier_log_prob.detach() + outlier_log_prob).mean()
+
+
+def outlier_loss(
+    loss: Loss,
+    inlier_log_prob: Tensor,
+    outlier_log_prob: Tensor,
+    contrast_log_prob: Tensor | None,
+    dimensions: int,
+) -> Tensor:
+    """The loss that the experiment names; the margin is the number of dimensions D (authors)."""
+    if loss.outlier_loss == "binary":
+        if contrast_log_prob is None:
+            raise ValueError("the binary loss needs the contrast model's log-likelihoods")
+        return binary_outlier_loss(
+            outlier_log_prob, contrast_log_prob, loss.temperature, loss.outlier_weight
+        )
+    return margin_outlier_loss(
+        inlier_log_prob, outlier_log_prob, float(dimensions), loss.outlier_weight
+    )

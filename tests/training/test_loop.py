@@ -1,0 +1,135 @@
+"""The loop: reports, warm-up, seeds, and exact continuation from a saved state."""
+
+import copy
+
+import pytest
+import torch
+
+from oodflow.data.batches import Batches
+from oodflow.data.images import Images
+from oodflow.experiment import Data, Experiment, Loss, Model, Optimisation
+from oodflow.models.glow import Glow
+from oodflow.models.likelihood import bits_per_dimension
+from oodflow.training import loop
+from oodflow.training.checkpoint import TrainingState, load_training, save_training
+
+RAMPS = torch.arange(32)[:, None] * 3 + torch.arange(40)[:, None, None, None]
+NOISE = torch.randint(0, 8, (40, 1, 32, 32), generator=torch.Generator().manual_seed(0))
+IMAGES = Images("ramps", "train", (RAMPS + NOISE).to(torch.uint8), None, "")
+
+
+def experiment(steps: int = 7, loss: Loss | None = None, **changes) -> Experiment:
+    settings = {"lr": 1e-3, "weight_decay": 0.0, "warmup": 0, "report_every": 3, **changes}
+    return Experiment(
+        Model(1, "glow", 1, 4),
+        Data("blobs", 0),
+        loss or Loss("none", "", 0.0, 0.0),
+        Optimisation(steps, 8, precision="fp32", **settings),
+        "scratch",
+        "",
+        seed=1,
+    )
+
+
+def batches(seed: int = 1) -> Batches:
+    return Batches(IMAGES, 8, seed, 1, True, "cpu")
+
+
+def trainer_for(given: Experiment) -> loop.Trainer:
+    model = loop.new_model(given, torch.device("cpu"))
+    loop.initialise(model, batches())
+    return loop.Trainer(given, model, batches())
+
+
+def test_reports_come_at_every_interval_and_at_the_end() -> None:
+    assert [report.step for report in trainer_for(experiment(7)).run()] == [3, 6, 7]
+
+
+def test_the_reported_bpd_is_that_of_the_batches_seen() -> None:
+    trainer = trainer_for(experiment(1))
+    before = copy.deepcopy(trainer.model)
+    report = next(trainer.run())
+    batch = batches().at(0)
+    expected = bits_per_dimension(before.log_prob(batch.images, batch.noise).mean(), (1, 32, 32))
+    assert report.bpd == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_training_lowers_the_bpd() -> None:
+    reports = list(trainer_for(experiment(60, lr=1e-2, report_every=20)).run())
+    assert reports[-1].bpd < reports[0].bpd - 0.1
+
+
+def test_warm_up_is_linear_in_the_updates() -> None:
+    rates = []
+    trainer = trainer_for(experiment(5, warmup=4, lr=0.008))
+    for _ in trainer.run(lambda *_: rates.append(trainer.optimiser.param_groups[0]["lr"])):
+        pass
+    assert rates == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.008])
+
+
+def test_the_seed_decides_the_weights_and_nothing_else_does() -> None:
+    torch.manual_seed(123)
+    one = loop.new_model(experiment(), torch.device("cpu")).state_dict()
+    torch.manual_seed(321)
+    state = torch.get_rng_state()
+    two = loop.new_model(experiment(), torch.device("cpu")).state_dict()
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("stop", [3, 6])
+def test_a_run_continued_from_disk_ends_with_the_same_bits(tmp_path, stop: int) -> None:
+    whole = trainer_for(experiment(11))
+    expected = list(whole.run())
+
+    first = trainer_for(experiment(11))
+    for report in first.run():
+        if report.step == stop:
+            break
+    state = TrainingState(stop, first.model.state_dict(), first.optimiser_tensors(), [])
+    save_training(tmp_path / "state", state, experiment(11))
+
+    second = trainer_for(experiment(11))
+    saved = load_training(tmp_path / "state", experiment(11))
+    second.restore(saved.step, saved.model, saved.optimiser)
+    assert list(second.run()) == [report for report in expected if report.step > stop]
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+
+
+def test_one_pass_over_inliers_and_outliers_gives_the_gradients_of_two() -> None:
+    loss = Loss("binary", "out", 1000.0, 6000.0)
+    given = experiment(1, loss)
+    model = loop.new_model(given, torch.device("cpu")).double()
+    contrast = copy.deepcopy(model)
+    inliers, outliers = batches(1), batches(2)
+    loop.initialise(model, inliers)
+    loop.initialise(contrast, outliers)
+    trainer = loop.Trainer(given, model, inliers, outliers, contrast)
+    a, b = inliers.at(0), outliers.at(0)
+    reference = copy.deepcopy(model)
+    gap = contrast.log_prob(b.images, b.noise) - reference.log_prob(b.images, b.noise)
+    value = -reference.log_prob(a.images, a.noise).mean()
+    value = value - 6000 * torch.log(torch.sigmoid(gap / 1000)).mean()
+    value.backward()
+    next(trainer.run())
+    for name, parameter in reference.named_parameters():
+        own = model.get_parameter(name).grad
+        assert torch.allclose(own, parameter.grad, rtol=1e-9, atol=1e-9), name
+
+
+def test_initialisation_uses_about_seven_hundred_images_once(monkeypatch) -> None:
+    sizes = []
+    monkeypatch.setattr(Glow, "initialise", lambda self, images, noise: sizes.append(len(images)))
+    many = Images("many", "train", IMAGES.pixels.repeat(40, 1, 1, 1), None, "")
+    model = Glow(1, 1, 2)
+    loop.initialise(model, Batches(many, 64, 0, 0, False, "cpu"))
+    loop.initialise(model, Batches(IMAGES, 8, 0, 0, False, "cpu"))
+    assert sizes == [704, 40]
+
+
+def test_the_contrast_is_frozen() -> None:
+    contrast = Glow(1, 1, 2)
+    loop.Trainer(experiment(), Glow(1, 1, 2), batches(), batches(2), contrast)
+    assert not contrast.training
+    assert not any(parameter.requires_grad for parameter in contrast.parameters())
