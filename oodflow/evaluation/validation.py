@@ -1,0 +1,61 @@
+"""Validation during training: BPD and AUROCs on small fixed subsets of the test folds.
+
+For the training curves only (S7.2): nothing is selected by them, and the final numbers come from
+the whole test folds.
+"""
+
+from collections.abc import Mapping
+
+import pandas as pd
+import torch
+
+from oodflow.data.images import Images
+from oodflow.evaluation.metrics import auroc
+from oodflow.evaluation.scores import bits_per_dimension_mean, compute_scores
+from oodflow.evaluation.tables import score_images
+from oodflow.models.likelihood import LikelihoodModel
+
+__all__ = ["VALIDATION_IMAGES", "Validation"]
+
+VALIDATION_IMAGES = 200
+"""Images of each dataset in a validation."""
+
+VALIDATION_SCORES = ("raw", "last_scale", "diff")
+
+
+class Validation:
+    """Fixed subsets of an in-distribution (or general) set and of outlier sets."""
+
+    def __init__(
+        self,
+        own: Images,
+        outliers: Mapping[str, Images],
+        general: LikelihoodModel | None,
+        device: torch.device,
+    ) -> None:
+        """``general`` scores the subsets once, here; it must not be the model in training."""
+        self._sets = {"": own, **outliers}
+        self._device = device
+        self._general = {
+            name: self._score(general, images) if general else None
+            for name, images in self._sets.items()
+        }
+
+    def _score(self, model: LikelihoodModel, images: Images) -> pd.DataFrame:
+        pixels = images.pixels[:VALIDATION_IMAGES]
+        return score_images(model, pixels, None, device=self._device)
+
+    def __call__(self, model: LikelihoodModel) -> dict[str, float]:
+        """``valid/bpd`` and ``valid/auroc/<ood>/<score>`` of the model as it is now."""
+        tables = {name: self._score(model, images) for name, images in self._sets.items()}
+        metrics = {"valid/bpd": bits_per_dimension_mean(tables[""], model.image_shape)}
+        scores = {
+            name: compute_scores(table, general=self._general[name])
+            for name, table in tables.items()
+        }
+        for ood in list(scores)[1:]:
+            for score in VALIDATION_SCORES:
+                if score in scores[""]:
+                    value = auroc(scores[""][score], scores[ood][score])
+                    metrics[f"valid/auroc/{ood}/{score}"] = value
+        return metrics
