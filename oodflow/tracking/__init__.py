@@ -1,0 +1,1 @@
+"""Tracking: the one place that imports mlflow. Runs, the registry, artifacts."""

@@ -1,0 +1,230 @@
+"""Runs: made, resumed, filled with metrics and artifacts, ended, registered, looked up."""
+
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
+from mlflow.exceptions import MlflowException
+
+from oodflow.errors import UserError
+from oodflow.tracking.store import Store, is_missing
+
+__all__ = [
+    "RunInfo",
+    "artifact",
+    "end",
+    "find",
+    "get",
+    "list_artifacts",
+    "log_artifacts",
+    "log_metrics",
+    "log_parameters",
+    "log_reports",
+    "register",
+    "resolve",
+    "set_tags",
+    "start",
+]
+
+PREFIX = "oodflow."
+BATCH = 900
+"""Metrics sent in one request; MLflow takes at most 1 000."""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """A run as plain values; ``tags`` are ours, without their prefix."""
+
+    run_id: str
+    name: str
+    status: str
+    started: float
+    seconds: float
+    parent: str
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+    params: Mapping[str, str]
+
+    @property
+    def registered(self) -> bool:
+        """Whether reports may use it: finished, evaluated, with a version in the registry."""
+        return self.status == "FINISHED" and self.tags.get("registered") == "true"
+
+
+def _info(run: Run) -> RunInfo:
+    tags = run.data.tags
+    ended = run.info.end_time or time.time() * 1000
+    return RunInfo(
+        run_id=run.info.run_id,
+        name=run.info.run_name or "",
+        status=run.info.status,
+        started=run.info.start_time / 1000,
+        seconds=(ended - run.info.start_time) / 1000,
+        parent=tags.get("mlflow.parentRunId", ""),
+        tags={k.removeprefix(PREFIX): v for k, v in tags.items() if k.startswith(PREFIX)},
+        metrics=dict(run.data.metrics),
+        params=dict(run.data.params),
+    )
+
+
+def start(
+    store: Store, name: str, tags: Mapping[str, str], parent: str = "", claimed: str = ""
+) -> str:
+    """A new run, or the ``claimed`` one that ``mlflow run`` has made; returns its id."""
+    ours = {PREFIX + key: value for key, value in tags.items()}
+    if parent:
+        ours["mlflow.parentRunId"] = parent
+    if not claimed:
+        return store.client.create_run(store.experiment_id, run_name=name, tags=ours).info.run_id
+    store.client.update_run(claimed, name=name)
+    store.client.log_batch(claimed, tags=[RunTag(key, value) for key, value in ours.items()])
+    return claimed
+
+
+def end(store: Store, run_id: str, status: str) -> None:
+    """Set the final status: FINISHED, FAILED or KILLED."""
+    store.client.set_terminated(run_id, status)
+
+
+def reopen(store: Store, run_id: str) -> None:
+    """Mark an interrupted run as running again."""
+    store.client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+
+
+def set_tags(store: Store, run_id: str, tags: Mapping[str, str], description: str = "") -> None:
+    """Set our tags, and the run's description in Markdown where one is given."""
+    entities = [RunTag(PREFIX + key, value) for key, value in tags.items()]
+    if description:
+        entities.append(RunTag("mlflow.note.content", description))
+    store.client.log_batch(run_id, tags=entities)
+
+
+def log_parameters(store: Store, run_id: str, parameters: Mapping[str, str]) -> None:
+    """Log parameters; those already there keep their value."""
+    there = store.client.get_run(run_id).data.params
+    new = [Param(key, value) for key, value in parameters.items() if key not in there]
+    store.client.log_batch(run_id, params=new)
+
+
+def log_metrics(store: Store, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
+    """Log metrics in one request for each 900."""
+    now = int(time.time() * 1000)
+    entities = [Metric(key, value, now, step) for key, value in metrics.items()]
+    for first in range(0, len(entities), BATCH):
+        store.client.log_batch(run_id, metrics=entities[first : first + BATCH])
+
+
+def log_reports(store: Store, run_id: str, reports: Iterable[tuple[int, Mapping[str, float]]],
+                resumed: bool = False) -> None:  # fmt: skip
+    """Log reports of a training, each step once; after a resume those there are left alone."""
+    there = {
+        metric.step for metric in store.client.get_metric_history(run_id, "train/bpd")
+    } if resumed else set()  # fmt: skip
+    for step, metrics in reports:
+        if step not in there:
+            log_metrics(store, run_id, metrics, step)
+
+
+def log_artifacts(store: Store, run_id: str, folder: Path, where: str) -> None:
+    """Put the files of a folder under an artifact path of the run."""
+    try:
+        store.client.log_artifacts(run_id, str(folder), where)
+    except OSError as error:
+        raise UserError(f"cannot write artifacts of run {run_id}: {error}") from error
+
+
+def list_artifacts(store: Store, run_id: str, where: str) -> list[str]:
+    """Paths of the artifacts in one folder of a run."""
+    return [each.path for each in store.client.list_artifacts(run_id, where)]
+
+
+@contextmanager
+def artifact(store: Store, run_id: str, path: str) -> Iterator[Path]:
+    """A local copy of an artifact, for as long as the context lasts."""
+    with tempfile.TemporaryDirectory(prefix="oodflow-") as folder:
+        try:
+            yield Path(store.client.download_artifacts(run_id, path, folder))
+        except (MlflowException, OSError) as error:
+            raise UserError(
+                f"run {run_id} has no artifact {path}; it was moved or deleted"
+            ) from error
+
+
+def get(store: Store, run_id: str) -> RunInfo:
+    """One run by its id; UserError where it does not exist or was deleted."""
+    try:
+        run = store.client.get_run(run_id)
+    except MlflowException as error:
+        if not is_missing(error):
+            raise
+        raise UserError(
+            f"no run {run_id!r} at {store.uri}; `oodflow runs list` shows those there are"
+        ) from error
+    if run.info.lifecycle_stage == "deleted":
+        raise UserError(
+            f"run {run_id!r} was deleted; `mlflow runs restore --run-id {run_id}` brings it back"
+        )
+    return _info(run)
+
+
+def resolve(store: Store, reference: str) -> RunInfo:
+    """The run that a run id or a registry URI (``models:/NAME/VERSION``, ``@ALIAS``) names."""
+    if not reference.startswith("models:/"):
+        return get(store, reference)
+    name = reference.removeprefix("models:/")
+    try:
+        if "@" in name:
+            version = store.client.get_model_version_by_alias(*name.split("@", 1))
+        else:
+            version = store.client.get_model_version(*name.rsplit("/", 1))
+    except (MlflowException, TypeError) as error:
+        raise UserError(
+            f"no model version {reference!r} in the registry; write models:/NAME/VERSION or "
+            "models:/NAME@ALIAS with names from `oodflow runs list`"
+        ) from error
+    return get(store, version.run_id or "")
+
+
+def find(store: Store, tags: Mapping[str, str], status: str = "") -> list[RunInfo]:
+    """All runs with these tags that were not deleted, the newest first."""
+    parts = [f"tags.`{PREFIX}{key}` = '{value}'" for key, value in tags.items()]
+    if status:
+        parts.append(f"attributes.status = '{status}'")
+    found: list[RunInfo] = []
+    token = None
+    while True:
+        page = store.client.search_runs(
+            [store.experiment_id],
+            " and ".join(parts),
+            max_results=1000,
+            order_by=["attributes.start_time DESC"],
+            page_token=token,
+        )
+        found += [_info(run) for run in page]
+        token = page.token
+        if not token:
+            return found
+
+
+def register(store: Store, run_id: str, name: str) -> str:
+    """Give the run's checkpoint a version under ``name`` in the model registry, and its tag.
+
+    A run that has a version keeps it. Returns the version.
+    """
+    try:
+        store.client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    known = store.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    if known:
+        version = known[0].version
+    else:
+        source = f"runs:/{run_id}/checkpoints"
+        version = store.client.create_model_version(name, source, run_id).version
+    set_tags(store, run_id, {"registered": "true"})
+    return str(version)

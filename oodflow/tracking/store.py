@@ -1,0 +1,82 @@
+"""The MLflow store: where runs are kept, opened quietly and checked before any work is done."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlparse
+
+from oodflow.errors import UserError
+
+# Read by mlflow when it is imported; who wants its usage telemetry turns it on in the environment.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+logging.getLogger("mlflow").setLevel(logging.ERROR)
+logging.getLogger("alembic").setLevel(logging.ERROR)
+
+__all__ = ["EXPERIMENT", "Store", "open_store", "tracking_uri"]
+
+EXPERIMENT = "oodflow"
+"""Name of the MLflow experiment that holds every run."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open store: its client, its address, and the id of the experiment."""
+
+    client: MlflowClient
+    uri: str
+    experiment_id: str
+
+    def how_to_see(self, run_id: str) -> str:
+        """One line that says how to see a run in the MLflow UI."""
+        path = f"#/experiments/{self.experiment_id}/runs/{run_id}"
+        if self.uri.startswith("http"):
+            return f"{self.uri.rstrip('/')}/{path}"
+        return f"mlflow ui --backend-store-uri {self.uri}   then http://127.0.0.1:5000/{path}"
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, else SQLite ``mlflow.db`` in the working folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+
+
+def open_store() -> Store:
+    """Open the tracking store, making it and the experiment where they do not exist yet.
+
+    Raises UserError at once where no store answers at the address.
+    """
+    uri = tracking_uri()
+    retries = os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
+    # The first call only asks whether somebody is there; mlflow would keep asking for minutes.
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    try:
+        client = MlflowClient(uri)
+        found = client.get_experiment_by_name(EXPERIMENT)
+        experiment_id = found.experiment_id if found else client.create_experiment(EXPERIMENT)
+    except Exception as error:
+        scheme = urlparse(uri).scheme or "a path"
+        raise UserError(
+            f"no MLflow store answers at MLFLOW_TRACKING_URI={uri} ({scheme}); "
+            "start it, or unset the variable to use ./mlflow.db"
+        ) from error
+    finally:
+        if retries is None:
+            del os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]
+        else:
+            os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = retries
+    if found and found.lifecycle_stage != "active":
+        raise UserError(
+            f"the MLflow experiment {EXPERIMENT!r} at {uri} is deleted; restore it with "
+            f"`mlflow experiments restore --experiment-id {experiment_id}`"
+        )
+    return Store(client, uri, experiment_id)
+
+
+def is_missing(error: MlflowException) -> bool:
+    """Whether an error of mlflow says that something does not exist."""
+    return error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
