@@ -1,0 +1,1 @@
+"""Tables over registered runs, and their rendering for print, web, spreadsheet and terminal."""

@@ -1,0 +1,217 @@
+"""A table of results written down: Markdown, LaTeX, CSV, and for the terminal.
+
+The three that people read share :func:`cell_text`, the only place where a number becomes text; CSV
+has the numbers in full precision. Each format escapes what is special to it.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from oodflow.reports.tables import Cell, Measure, Row, Table
+
+if TYPE_CHECKING:
+    import rich.table
+
+__all__ = ["cell_text", "to_csv", "to_latex", "to_markdown", "to_rich"]
+
+DASH = "–"
+USUAL_SEEDS = 3
+"""Seeds behind a number of the paper; other counts are written beside the number."""
+
+
+def cell_text(cell: Cell | None, measure: Measure) -> str:
+    """``mean (std)`` as the paper prints it; a dash stands for what there is not.
+
+    A missing standard deviation says that there is one seed; any other number of seeds than the
+    paper's three is appended.
+
+    >>> from oodflow.reports.tables import AUROC_PERCENT
+    >>> for values in [(0.98, 0.985, 0.99), (0.98, 0.99), (0.98,)]:
+    ...     print(cell_text(Cell(values, ()), AUROC_PERCENT))
+    98.5 (0.5)
+    98.5 (0.7) [n=2]
+    98.0 (–)
+    >>> cell_text(None, AUROC_PERCENT)
+    '–'
+    """
+    if cell is None:
+        return DASH
+    mean = f"{cell.mean * measure.scale:.{measure.digits}f}"
+    if cell.count == 1:
+        return f"{mean} ({DASH})"
+    spread = f"{cell.std * measure.scale:.{measure.digits}f}"
+    seeds = "" if cell.count == USUAL_SEEDS else f" [n={cell.count}]"
+    return f"{mean} ({spread}){seeds}"
+
+
+def to_markdown(table: Table) -> str:
+    """A heading, a pipe table and the caption; the two header levels become ``group: name``."""
+    names = [f"{group}: {name}" if group else name for group, name in table.columns]
+    lines = [
+        [_markdown(text) for text in (*table.row_header, *names)],
+        ["---"] * len(table.row_header) + ["---:"] * len(names),
+    ]
+    for row, labels, _ in _rows(table):
+        best = table.best(row)
+        texts = [cell_text(cell, table.measure) for cell in row.cells]
+        lines.append(
+            [_markdown(label) for label in labels]
+            + [f"**{text}**" if i in best else text for i, text in enumerate(texts)]
+        )
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"### {_markdown(table.title)}\n\n{body}\n\n{_markdown(table.caption)}\n"
+
+
+def to_latex(table: Table) -> str:
+    r"""A complete table environment; the document needs ``\usepackage{booktabs}``."""
+    width = len(table.row_header)
+    spans, rules = [], []
+    for group, members in groupby(enumerate(table.columns, width + 1), lambda item: item[1][0]):
+        places = [place for place, _ in members]
+        spans.append(rf"\multicolumn{{{len(places)}}}{{c}}{{{_latex(group)}}}")
+        if group:
+            rules.append(rf"\cmidrule(lr){{{places[0]}-{places[-1]}}}")
+    header = [*table.row_header, *(name for _, name in table.columns)]
+    lines = [
+        r"\begin{table}[htbp]",
+        r"\centering",
+        r"\small",
+        r"\setlength{\tabcolsep}{4pt}",
+        rf"\caption{{\textbf{{{_latex(table.title)}.}} {_latex(table.caption)}}}",
+        rf"\begin{{tabular}}{{{'l' * width}{'r' * len(table.columns)}}}",
+        r"\toprule",
+    ]
+    if rules:
+        lines += [_latex_line([""] * width + spans), " ".join(rules)]
+    lines.append(_latex_line([_latex(text) for text in header]))
+    for row, labels, begins in _rows(table):
+        if begins:
+            lines.append(r"\midrule")
+        best = table.best(row)
+        texts = [_latex(cell_text(cell, table.measure)) for cell in row.cells]
+        lines.append(
+            _latex_line(
+                [_latex(label) for label in labels]
+                + [rf"\textbf{{{text}}}" if i in best else text for i, text in enumerate(texts)]
+            )
+        )
+    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(table: Table) -> str:
+    """Long form, a line a cell: labels, group, column, mean, std, n, run ids (by spaces).
+
+    Numbers are unscaled, an AUROC a fraction, with all their digits. A gap has n = 0 and, as std
+    has with one seed, nothing where a number would be.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*table.row_header, "group", "column", "mean", "std", "n", "run_ids"])
+    for row in table.rows:
+        for (group, name), cell in zip(table.columns, row.cells, strict=True):
+            if cell is None:
+                numbers = ["", "", "0", ""]
+            else:
+                std = repr(cell.std) if cell.count > 1 else ""
+                numbers = [repr(cell.mean), std, str(cell.count), " ".join(cell.run_ids)]
+            writer.writerow([*row.labels, group, name, *numbers])
+    return text.getvalue()
+
+
+def to_rich(table: Table) -> "rich.table.Table":
+    """The table for a terminal, by rich; a line separates the in-distribution datasets."""
+    # Imported here: rich is for the terminal only, reports are written without one too.
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    # Text objects throughout: plain strings would be searched for rich's own [markup].
+    shown = RichTable(title=Text(table.title), caption=Text(table.caption))
+    for text in table.row_header:
+        shown.add_column(Text(text), no_wrap=True)
+    for group, name in table.columns:
+        header = Text(f"{group}\n{name}" if group else name)
+        shown.add_column(header, justify="right", vertical="bottom")
+    for row, labels, begins in _rows(table):
+        if begins:
+            shown.add_section()
+        best = table.best(row)
+        cells = [
+            Text(cell_text(cell, table.measure), style="bold" if i in best else "")
+            for i, cell in enumerate(row.cells)
+        ]
+        shown.add_row(*map(Text, labels), *cells)
+    return shown
+
+
+def _rows(table: Table) -> Iterator[tuple[Row, tuple[str, ...], bool]]:
+    """Each row, its labels as printed, and whether a block of rows begins with it.
+
+    Rows of one in-distribution dataset are a block, which names the dataset once. A table with
+    only one label a row is one block.
+    """
+    previous: Row | None = None
+    for row in table.rows:
+        if previous is None:
+            yield row, row.labels, True
+        elif len(row.labels) == 1:
+            yield row, row.labels, False
+        elif row.labels[0] == previous.labels[0]:
+            yield row, ("", *row.labels[1:]), False
+        else:
+            yield row, row.labels, True
+        previous = row
+
+
+def _markdown(text: str) -> str:
+    r"""Text with Markdown's special characters escaped, on one line.
+
+    >>> print(_markdown("a|b_c\nd"))
+    a\|b\_c d
+    """
+    return re.sub(r"[\\`*_|<&~]", r"\\\g<0>", " ".join(text.split()))
+
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "×": r"$\times$",
+    "†": r"$^\dagger$",
+    "–": "--",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+def _latex(text: str) -> str:
+    r"""Text with LaTeX's special characters escaped, on one line.
+
+    >>> print(_latex("4×4 and Diff† in %"))
+    $4\times4$ and Diff$^\dagger$ in \%
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        found = match[0]
+        if len(found) > 1:
+            return "$" + found.replace("×", r"\times") + "$"
+        return LATEX[found]
+
+    special = "".join(map(re.escape, LATEX))
+    return re.sub(rf"\d+×\d+|[{special}]", replace, " ".join(text.split()))
+
+
+def _latex_line(texts: list[str]) -> str:
+    r"""One line of a tabular.
+
+    A ``[`` or ``*`` at its start would be read as an argument of the ``\\`` that ended the line
+    before, hence the braces.
+    """
+    guard = "{}" if texts[0][:1] in ("[", "*") else ""
+    return f"{guard}{' & '.join(texts)} \\\\"
