@@ -1,0 +1,1 @@
+"""Workflows: one module an entry point, joining data, training, evaluation and tracking."""

@@ -1,0 +1,95 @@
+"""Which run ``auto``, ``own`` or a reference means, and what to do where there is none."""
+
+from collections.abc import Callable
+
+from oodflow.data.catalog import lookup
+from oodflow.errors import UserError
+from oodflow.experiment import Model
+from oodflow.tracking import runs
+from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.store import Store
+
+__all__ = ["contrast_of", "diff_outlier_general", "general_of", "in_distribution_runs", "own_of"]
+
+
+def _newest(
+    store: Store, tags: dict[str, str], fits: Callable[[RunInfo], bool] = lambda run: True
+) -> RunInfo | None:
+    found = runs.find(store, {"registered": "true", **tags}, status="FINISHED")
+    return next((run for run in found if fits(run)), None)
+
+
+def _of_model(model: Model) -> Callable[[RunInfo], bool]:
+    wanted = {
+        "model.depth": str(model.depth),
+        "model.hidden": str(model.hidden),
+        "model.channels": str(model.channels),
+    }
+    return lambda run: wanted.items() <= run.params.items()
+
+
+def general_of(store: Store, reference: str, dataset: str, model: Model, preset: str) -> RunInfo:
+    """The general model to start or contrast with: a reference, or for ``auto`` the newest."""
+    if reference != "auto":
+        return runs.resolve(store, reference)
+    general = lookup(dataset).general or (dataset if lookup(dataset).role == "general" else "")
+    tags = {"role": "general", "model": model.name, "outlier_loss": "none", "init": "scratch"}
+    if general:
+        tags["dataset"] = general
+    found = _newest(store, tags, _of_model(model))
+    if found:
+        return found
+    raise UserError(
+        f"no registered general {model.name} of {model.depth} steps, {model.hidden} hidden "
+        f"and {model.channels} channels; make one: "
+        f"oodflow train --model {model.name} --dataset {general or 'NAME'} --preset {preset}"
+        f" --depth {model.depth} --hidden {model.hidden}"
+    )
+
+
+def own_of(store: Store, dataset: str, model: Model, preset: str, seed: int) -> RunInfo:
+    """The model trained from scratch on the same dataset with this seed (S7.2, "own")."""
+    tags = {"dataset": dataset, "model": model.name, "init": "scratch", "seed": str(seed)}
+    found = _newest(store, tags, _of_model(model))
+    if found:
+        return found
+    raise UserError(
+        f"no registered {model.name} trained from scratch on {dataset} with seed {seed}; make one: "
+        f"oodflow train --model {model.name} --dataset {dataset} --preset {preset} --seeds {seed}"
+    )
+
+
+def contrast_of(store: Store, reference: str, outliers: str, model: Model, seed: int) -> RunInfo:
+    """Diff†: the in-distribution model that a general model's outlier loss contrasts with."""
+    if reference != "auto":
+        return runs.resolve(store, reference)
+    tags = {"dataset": outliers, "model": model.name, "outlier_loss": "none", "seed": str(seed)}
+    found = _newest(store, tags, _of_model(model))
+    if found:
+        return found
+    raise UserError(
+        f"no registered {model.name} on {outliers} with seed {seed} to contrast with; make one: "
+        f"oodflow finetune --model {model.name} --dataset {outliers} --seeds {seed}"
+    )
+
+
+def diff_outlier_general(store: Store, run: RunInfo) -> RunInfo | None:
+    """The general model of Diff† for an in-distribution run: newest of its dataset and seed."""
+    tags = {
+        "role": "general",
+        "model": run.tags["model"],
+        "outlier_loss": "binary",
+        "outlier_dataset": run.tags["dataset"],
+        "seed": run.tags["seed"],
+    }
+    channels = run.params.get("model.channels")
+    return _newest(store, tags, lambda found: found.params.get("model.channels") == channels)
+
+
+def in_distribution_runs(store: Store) -> list[RunInfo]:
+    """The newest registered in-distribution run of each experiment, oldest first."""
+    found = runs.find(store, {"registered": "true", "role": "in_distribution"}, status="FINISHED")
+    newest: dict[str, RunInfo] = {}
+    for run in found:
+        newest.setdefault(run.tags["spec"], run)
+    return list(reversed(newest.values()))

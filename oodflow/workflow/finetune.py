@@ -1,0 +1,87 @@
+"""``oodflow finetune``: from the general model, or an own one, with or without an outlier loss."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from oodflow.data.catalog import lookup
+from oodflow.errors import UserError
+from oodflow.experiment import AUTO, Model
+from oodflow.presets import architecture, build_experiment, loss_of
+from oodflow.tracking.runs import RunInfo
+from oodflow.workflow.choose import contrast_of, general_of, own_of
+from oodflow.workflow.session import Session, check_same_shape, open_session
+from oodflow.workflow.train import run_seeds
+from oodflow.workflow.training_run import Plan
+
+__all__ = ["command", "finetune_plan"]
+
+
+def command(given: Mapping[str, Any]) -> None:
+    """Finetune as the options say, once a seed."""
+    session = open_session(given)
+    run_seeds(session, given, lambda seed: finetune_plan(session, given, seed))
+
+
+def finetune_plan(session: Session, given: Mapping[str, Any], seed: int) -> Plan:
+    """The plan of one finetuning, with its start and its contrast found in the registry.
+
+    On a general dataset it makes the general model of Diff†: the outliers are in-distribution
+    images and the contrast is the in-distribution model.
+    """
+    dataset = "sketch-shapes" if given["dataset"] == AUTO else given["dataset"]
+    facts = lookup(dataset)
+    role = "general" if facts.role == "general" else "in_distribution"
+    loss = loss_of(given, facts.general)
+    wanted = architecture(given, facts.channels)
+    preset = given["preset"]
+    if given["init"] == "own":
+        init = own_of(session.store, dataset, wanted, preset, seed)
+    else:
+        init = general_of(session.store, given["init"], dataset, wanted, preset)
+    loaded = session.model(init)
+    check_same_shape(dataset, loaded.experiment.model.channels, f"the model of run {init.run_id}")
+    _check_architecture(given, loaded.experiment.model, init)
+    general = contrast = None
+    if role == "in_distribution":
+        reference = given["general"]
+        if reference == AUTO and given["init"] != "own" and init.tags.get("role") == "general":
+            general = init
+        elif reference != AUTO or loss.outlier_loss == "binary":
+            general = general_of(session.store, reference, dataset, wanted, preset)
+        contrast = general
+    elif loss.outlier_loss == "binary":
+        contrast = contrast_of(
+            session.store, given["general"], loss.outlier_dataset, loaded.experiment.model, seed
+        )
+    if loss.outlier_loss != "binary":
+        contrast = None
+    if contrast:
+        channels = session.model(contrast).experiment.model.channels
+        check_same_shape(dataset, channels, f"the contrast model of run {contrast.run_id}")
+    experiment = build_experiment(
+        given,
+        dataset=dataset,
+        role=role,
+        train_size=facts.train_size,
+        model=loaded.experiment.model,
+        loss=loss,
+        init=_spec(init),
+        general=_spec(contrast) if contrast else "",
+        seed=seed,
+    )
+    start = "own" if init.tags.get("role") == "in_distribution" else "general"
+    return Plan("finetune", experiment, role, start, init, contrast, general)
+
+
+def _spec(run: RunInfo) -> str:
+    return run.tags.get("spec", run.run_id)
+
+
+def _check_architecture(given: Mapping[str, Any], model: Model, init: RunInfo) -> None:
+    """An architecture asked for in so many words must be that of the start."""
+    for option, own in (("depth", model.depth), ("hidden", model.hidden), ("model", model.name)):
+        if given[option] not in (AUTO, own):
+            raise UserError(
+                f"run {init.run_id} holds a {model.name} with {option} {own}, but {option} "
+                f"{given[option]} was asked for; leave it out, or start from another run"
+            )

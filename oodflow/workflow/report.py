@@ -1,0 +1,116 @@
+"""``oodflow report``: tables and the picture of the effect, from registered runs."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oodflow import console
+from oodflow.errors import UserError
+from oodflow.evaluation.figures import effect_figure, save_figure
+from oodflow.evaluation.scores import compute_scores
+from oodflow.evaluation.tables import read_table
+from oodflow.options import Reporting, pick
+from oodflow.reports.collect import auroc_frame, bpd_frame, registered_runs
+from oodflow.reports.render import to_csv, to_latex, to_markdown, to_rich
+from oodflow.reports.tables import Table, bpd_table, detection_table
+from oodflow.tracking import runs
+from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.store import Store, open_store
+from oodflow.workflow.session import claimed_run
+from oodflow.workflow.training_run import ended_on_error
+
+__all__ = ["command", "write_report"]
+
+FORMATS = {"md": to_markdown, "tex": to_latex, "csv": to_csv}
+
+
+def command(given: Mapping[str, Any]) -> None:
+    """Write the report of everything that is registered."""
+    write_report(open_store(), Path(pick(Reporting, given).out))
+
+
+def write_report(store: Store, out: Path) -> None:
+    """Tables as Markdown, LaTeX and CSV and the effect's figure, in a folder and as a run."""
+    chosen, older = registered_runs(store)
+    tables: dict[str, Table] = {}
+    if len(frame := auroc_frame(chosen)):
+        tables["detection"] = detection_table(frame)
+    if len(frame := bpd_frame(chosen)):
+        tables["bpd"] = bpd_table(frame)
+    if not tables:
+        raise UserError("no registered run to report; make some: oodflow main")
+    record = runs.start(
+        store, "report", {"kind": "report", "registered": "false"}, claimed=claimed_run()
+    )
+    with ended_on_error(store, record):
+        files = _write(store, chosen, tables, out)
+        for folder in ("tables", "figures"):
+            if any(file.parent.name == folder for file in files):
+                runs.log_artifacts(store, record, out / folder, folder)
+        text = (out / "report.md").read_text()
+        runs.set_tags(store, record, {}, description=text)
+    runs.end(store, record, "FINISHED")
+    for table in tables.values():
+        console.show(to_rich(table))
+    if older:
+        console.say(f"{older} older run{'s' * (older > 1)} of the same seeds not counted")
+    console.say(f"{len(chosen)} runs; written: {', '.join(map(str, files))}")
+    console.say(f"see it: {store.how_to_see(record)}")
+
+
+def _write(
+    store: Store, chosen: Sequence[RunInfo], tables: Mapping[str, Table], out: Path
+) -> list[Path]:
+    """The report's files; its own folders are made anew."""
+    try:
+        for folder in ("tables", "figures"):
+            shutil.rmtree(out / folder, ignore_errors=True)
+            (out / folder).mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}; choose another out") from error
+    files = []
+    for name, table in tables.items():
+        for extension, render in FORMATS.items():
+            file = out / "tables" / f"{name}.{extension}"
+            file.write_text(render(table))
+            files.append(file)
+    parts = [f"## {table.title}\n\n{to_markdown(table)}" for table in tables.values()]
+    picture = _draw_effect(store, chosen, out / "figures" / "effect.png")
+    if picture:
+        parts.append("![The raw likelihood beside the likelihood ratio](figures/effect.png)\n")
+        files.append(out / "figures" / "effect.png")
+    (out / "report.md").write_text("# oodflow report\n\n" + "\n".join(parts))
+    return [*files, out / "report.md"]
+
+
+def _draw_effect(store: Store, chosen: Sequence[RunInfo], file: Path) -> bool:
+    """Raw likelihood and ratio of the first in-distribution model that has both."""
+    for run in chosen:
+        oods = [
+            name.split("/")[1]
+            for name in run.metrics
+            if name.startswith("auroc/") and name.endswith("/diff") and "/mean/" not in name
+        ]
+        general = run.tags.get("general_run", "")
+        if run.tags["role"] != "in_distribution" or run.tags["outlier_loss"] != "none":
+            continue
+        if not oods or not general:
+            continue
+        names = [run.tags["dataset"], *sorted(oods)]
+        scores = {name: _scores(store, run.run_id, general, name) for name in names}
+        shape = (int(run.params["model.channels"]), 32, 32)
+        own = scores.pop(names[0])
+        save_figure(effect_figure(names[0], own, scores, shape), file)
+        return True
+    return False
+
+
+def _scores(store: Store, run_id: str, general: str, dataset: str) -> dict[str, np.ndarray]:
+    tables = []
+    for each in (run_id, general):
+        with runs.artifact(store, each, f"scores/{dataset}-test.parquet") as path:
+            tables.append(read_table(path)[0])
+    return compute_scores(*tables)

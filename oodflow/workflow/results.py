@@ -1,0 +1,68 @@
+"""Results of runs for people: a table in the terminal and a run's description in MLflow."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from oodflow import console
+from oodflow.evaluation.scores import SCORES
+from oodflow.tracking.runs import RunInfo
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["auroc_rows", "describe", "show_runs"]
+
+
+def auroc_rows(run: RunInfo) -> list[tuple[str, list[float | None]]]:
+    """Outlier dataset → AUROC for each of the scores, None where there is none."""
+    found: dict[str, list[float | None]] = {}
+    for name in run.metrics:
+        if name.startswith("auroc/"):
+            ood = name.split("/")[1]
+            found[ood] = [run.metrics.get(f"auroc/{ood}/{score}") for score in SCORES]
+    return sorted(found.items(), key=lambda row: (row[0] == "mean", row[0]))
+
+
+def _text(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def describe(run: RunInfo, model_uri: str) -> str:
+    """The run's description in Markdown: what it is, its numbers, how to use it."""
+    bpd = ", ".join(
+        f"{name.removeprefix('bpd/')} {value:.3f}"
+        for name, value in sorted(run.metrics.items())
+        if name.startswith("bpd/")
+    )
+    lines = [f"**{run.name}**", "", f"Bits per dimension: {bpd}"]
+    if rows := auroc_rows(run):
+        lines += ["", f"| AUROC in % | {' | '.join(SCORES)} |", "|---" * (len(SCORES) + 1) + "|"]
+        lines += [f"| {ood} | {' | '.join(map(_text, values))} |" for ood, values in rows]
+    return "\n".join([*lines, "", f"Model: `{model_uri}`"])
+
+
+def show_runs(finished: Sequence[RunInfo]) -> None:
+    """The results table at the end of a command."""
+    console.show(_bpd_table(finished))
+    if any(auroc_rows(run) for run in finished):
+        console.show(_auroc_table(finished))
+
+
+def _bpd_table(finished: Iterable[RunInfo]) -> "Table":
+    from rich.table import Table
+
+    table = Table("run", "id", "bits per dimension")
+    for run in finished:
+        own = run.metrics.get(f"bpd/{run.tags['dataset']}")
+        table.add_row(run.name, run.run_id, "–" if own is None else f"{own:.3f}")
+    return table
+
+
+def _auroc_table(finished: Iterable[RunInfo]) -> "Table":
+    from rich.table import Table
+
+    table = Table("seed", "outliers", *SCORES, title="AUROC in %")
+    for run in finished:
+        for ood, values in auroc_rows(run):
+            table.add_row(run.tags["seed"], ood, *map(_text, values), end_section=ood == "mean")
+    return table

@@ -1,0 +1,71 @@
+"""``oodflow runs``: what is in the store, as tables."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from rich.table import Table
+
+from oodflow import console
+from oodflow.tracking import runs
+from oodflow.tracking.store import open_store
+from oodflow.workflow import results
+
+__all__ = ["list_command", "show_command"]
+
+
+def list_command(given: Mapping[str, Any]) -> None:
+    """All runs that the filters leave, the newest first."""
+    store = open_store()
+    tags = {name: given[name] for name in ("dataset", "kind") if given[name]}
+    if given["registered"]:
+        tags["registered"] = "true"
+    found = runs.find(store, tags)
+    if not found:
+        console.say("no runs; make some: oodflow main")
+        return
+    table = Table("id", "name", "kind", "status", "registered", "started", "time", "bpd", "AUROC")
+    for run in found:
+        own = run.metrics.get(f"bpd/{run.tags.get('dataset')}")
+        best = [v for k, v in run.metrics.items() if k.startswith("auroc/mean/")]
+        table.add_row(
+            run.run_id,
+            run.name,
+            run.tags.get("kind", ""),
+            run.status.lower(),
+            "yes" if run.registered else "",
+            f"{datetime.fromtimestamp(run.started):%Y-%m-%d %H:%M}",
+            f"{run.seconds:.0f} s",
+            "" if own is None else f"{own:.3f}",
+            f"{100 * max(best):.1f}" if best else "",
+        )
+    console.show(table)
+    console.say(f"{len(found)} runs at {store.uri}")
+
+
+def show_command(reference: str) -> None:
+    """One run: what it was, its numbers, its files."""
+    store = open_store()
+    run = runs.resolve(store, reference)
+    facts = Table("", "", show_header=False, title=run.name)
+    facts.add_row("id", run.run_id)
+    facts.add_row("status", run.status.lower())
+    for name, value in sorted(run.tags.items()):
+        facts.add_row(name, value)
+    for name, value in sorted(run.params.items()):
+        facts.add_row(name, value)
+    console.show(facts)
+    if results.auroc_rows(run):
+        results.show_runs([run])
+    numbers = Table("metric", "value")
+    for name, number in sorted(run.metrics.items()):
+        if not name.startswith(("auroc/", "valid/auroc/")):
+            numbers.add_row(name, f"{number:.6g}")
+    console.show(numbers)
+    files = [
+        path
+        for folder in ("checkpoints", "scores", "figures", "tables", "seeds")
+        for path in runs.list_artifacts(store, run.run_id, folder)
+    ]
+    console.say(f"artifacts: {', '.join(files) or 'none'}")
+    console.say(f"see it: {store.how_to_see(run.run_id)}")

@@ -1,0 +1,97 @@
+"""What a command works with: the store, the data folder, the device, and loaded models."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oodflow.data.catalog import data_folder, lookup
+from oodflow.data.images import Images, load
+from oodflow.errors import UserError
+from oodflow.experiment import Experiment
+from oodflow.models.likelihood import LikelihoodModel
+from oodflow.tracking import runs
+from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.store import Store, open_store
+from oodflow.training.checkpoint import MODEL_FILE, load_model
+from oodflow.training.loop import resolve_device
+
+__all__ = ["LoadedModel", "Session", "check_same_shape", "claimed_run", "open_session"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model from a run's checkpoint, on the device, with its experiment and digest."""
+
+    run: RunInfo
+    model: LikelihoodModel
+    experiment: Experiment
+    digest: str
+
+
+@dataclass(frozen=True)
+class Session:
+    """Handles of one command; images and models that it has loaded are kept."""
+
+    store: Store
+    data_dir: Path
+    device: torch.device
+    claimed: str
+    """The run that ``mlflow run`` made for this command, or ""."""
+    _images: dict[tuple[str, str, int], Images] = field(default_factory=dict)
+    _models: dict[str, LoadedModel] = field(default_factory=dict)
+
+    def images(self, name: str, fold: str, limit: int = 0) -> Images:
+        """A fold of a dataset, loaded once."""
+        key = (name, fold, limit)
+        if key not in self._images:
+            self._images[key] = load(name, fold, self.data_dir, limit)
+        return self._images[key]
+
+    def model(self, run: RunInfo) -> LoadedModel:
+        """The model of a run, loaded once."""
+        if run.run_id not in self._models:
+            with runs.artifact(self.store, run.run_id, f"checkpoints/{MODEL_FILE}") as path:
+                model, experiment, digest = load_model(path)
+            model = model.to(self.device).to(memory_format=torch.channels_last).eval()
+            self._models[run.run_id] = LoadedModel(run, model, experiment, digest)
+        return self._models[run.run_id]
+
+    def present(self, dataset: str) -> bool:
+        """Whether a dataset's test fold can be loaded."""
+        try:
+            self.images(dataset, "test")
+        except UserError:
+            return False
+        return True
+
+
+def claimed_run() -> str:
+    """The run that ``mlflow run`` made for this command, or ""."""
+    return os.environ.get("MLFLOW_RUN_ID", "")
+
+
+def open_session(given: Mapping[str, Any]) -> Session:
+    """Open everything that the options name; UserError before any work is done."""
+    try:
+        device = resolve_device(given["device"])
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {given['device']!r} is not available here; try cpu") from error
+    data_dir = data_folder(given["data_dir"])
+    if given["data_dir"] != "auto" and not data_dir.is_dir():
+        raise UserError(f"no data folder at {data_dir}; make it, or leave data_dir out")
+    return Session(open_store(), data_dir, device, claimed_run())
+
+
+def check_same_shape(dataset: str, channels: int, what: str) -> None:
+    """Refuse a dataset whose images a model of so many channels cannot score."""
+    own = lookup(dataset).channels
+    if own != channels:
+        raise UserError(
+            f"{dataset} has {own} channel{'s' * (own > 1)}, but {what} has {channels}; "
+            "use a model trained on images of the same shape"
+        )

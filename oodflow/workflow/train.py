@@ -1,0 +1,114 @@
+"""``oodflow train``: from scratch; and what training commands share: seeds, results, endings."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from oodflow import console
+from oodflow.data.catalog import lookup
+from oodflow.evaluation.metrics import mean_std
+from oodflow.experiment import AUTO
+from oodflow.options import seed_list
+from oodflow.presets import architecture, build_experiment, loss_of
+from oodflow.tracking import runs
+from oodflow.tracking.runs import RunInfo
+from oodflow.workflow import results
+from oodflow.workflow.choose import diff_outlier_general
+from oodflow.workflow.scoring import evaluate_run
+from oodflow.workflow.session import Session, open_session
+from oodflow.workflow.training_run import Plan, ended_on_error, model_name, train_run
+
+__all__ = ["command", "finish", "run_seeds", "scratch_plan"]
+
+
+def command(given: Mapping[str, Any]) -> None:
+    """Train the model that the options describe, once a seed."""
+    session = open_session(given)
+    run_seeds(session, given, lambda seed: scratch_plan(session, given, seed))
+
+
+def scratch_plan(session: Session, given: Mapping[str, Any], seed: int) -> Plan:
+    """The plan of one run from scratch."""
+    dataset = "sketch-general" if given["dataset"] == AUTO else given["dataset"]
+    facts = lookup(dataset)
+    role = "general" if facts.role == "general" else "in_distribution"
+    experiment = build_experiment(
+        given,
+        dataset=dataset,
+        role=role,
+        train_size=facts.train_size,
+        model=architecture(given, facts.channels),
+        loss=loss_of({}, ""),
+        init="scratch",
+        general="",
+        seed=seed,
+    )
+    return Plan("train", experiment, role, "scratch")
+
+
+def run_seeds(
+    session: Session, given: Mapping[str, Any], plan_of: Callable[[int], Plan]
+) -> list[RunInfo]:
+    """One run, or for several seeds a parent run with a nested run each and their statistics."""
+    seeds = seed_list(given["seeds"])
+    plans = [plan_of(seed) for seed in seeds]
+    if len(plans) == 1:
+        finished = [finish(session, plans[0], resume=given["resume"])]
+        results.show_runs(finished)
+        console.say(f"see it: {session.store.how_to_see(finished[0].run_id)}")
+        return finished
+    shared = {
+        "kind": "seeds",
+        "model": plans[0].experiment.model.name,
+        "dataset": plans[0].experiment.data.dataset,
+        "role": plans[0].role,
+        "outlier_loss": plans[0].experiment.loss.outlier_loss,
+        "init": plans[0].start,
+        "registered": "false",
+    }
+    name = plans[0].name.rsplit(" · ", 1)[0] + f" · seeds {', '.join(map(str, seeds))}"
+    parent = runs.start(session.store, name, shared, claimed=session.claimed)
+    with ended_on_error(session.store, parent):
+        finished = [finish(session, plan, resume=given["resume"], parent=parent) for plan in plans]
+        _log_statistics(session, parent, finished)
+    runs.end(session.store, parent, "FINISHED")
+    results.show_runs(finished)
+    console.say(f"see it: {session.store.how_to_see(parent)}")
+    return finished
+
+
+def finish(session: Session, plan: Plan, *, resume: bool, parent: str = "") -> RunInfo:
+    """Train, evaluate, register and end one run."""
+    run_id = train_run(session, plan, resume=resume, parent=parent)
+    run = runs.get(session.store, run_id)
+    if run.registered:
+        return run
+    with ended_on_error(session.store, run_id):
+        diff_outlier = (
+            diff_outlier_general(session.store, run) if plan.role == "in_distribution" else None
+        )
+        evaluate_run(session, run, plan.general, diff_outlier, limit=plan.experiment.data.limit)
+        version = runs.register(session.store, run_id, model_name(plan))
+        run = runs.get(session.store, run_id)
+        note = results.describe(run, f"models:/{model_name(plan)}/{version}")
+        runs.set_tags(session.store, run_id, {}, description=note)
+    runs.end(session.store, run_id, "FINISHED")
+    return runs.get(session.store, run_id)
+
+
+def _log_statistics(session: Session, parent: str, finished: list[RunInfo]) -> None:
+    """Mean and sample standard deviation of every metric over the seeds, and their table."""
+    table = pd.DataFrame([run.metrics for run in finished])
+    table.insert(0, "seed", [int(run.tags["seed"]) for run in finished])
+    table.insert(1, "run_id", [run.run_id for run in finished])
+    statistics: dict[str, float] = {}
+    for name in table.columns[2:]:
+        mean, std = mean_std(table[name].dropna())
+        statistics |= {f"{name}/mean": mean, f"{name}/std": std}
+    runs.log_metrics(session.store, parent, statistics)
+    with tempfile.TemporaryDirectory(prefix="oodflow-") as folder:
+        table.to_csv(Path(folder) / "seeds.csv", index=False)
+        runs.log_artifacts(session.store, parent, Path(folder), "seeds")

@@ -1,0 +1,261 @@
+"""One training run from experiment to registered, evaluated checkpoint; resumable at any moment.
+
+State under way lives in ``.oodflow/<run id>/`` in the working folder. A checkpoint is written
+before its metrics are logged and holds them, so that a resumed run logs what is missing, once.
+"""
+
+import dataclasses
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from oodflow import console
+from oodflow.data.batches import Batches
+from oodflow.data.catalog import lookup
+from oodflow.errors import UserError
+from oodflow.evaluation.validation import Validation
+from oodflow.experiment import Experiment, parameters, spec_hash
+from oodflow.models.likelihood import LikelihoodModel
+from oodflow.tracking import runs
+from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.store import Store
+from oodflow.training.checkpoint import (
+    MODEL_FILE,
+    STATE_FILE,
+    TrainingState,
+    load_training,
+    save_model,
+    save_training,
+)
+from oodflow.training.loop import Report, Trainer, initialise, new_model
+from oodflow.workflow.session import Session, check_same_shape
+
+__all__ = ["Plan", "model_name", "run_tags", "train_run"]
+
+STATE_FOLDER = Path(".oodflow")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment and the runs it builds on."""
+
+    kind: str
+    """``train`` or ``finetune``."""
+    experiment: Experiment
+    role: str
+    start: str
+    """Where the weights come from: scratch, general or own."""
+    init: RunInfo | None = None
+    contrast: RunInfo | None = None
+    general: RunInfo | None = None
+    """General model for the ``diff`` score of validation and evaluation."""
+
+    @property
+    def name(self) -> str:
+        """The run's name: model, dataset, start, loss, seed."""
+        loss = self.experiment.loss
+        words = [self.experiment.model.name, self.experiment.data.dataset, f"from {self.start}"]
+        if loss.outlier_loss != "none":
+            words.append(f"{loss.outlier_loss} against {loss.outlier_dataset}")
+        return " · ".join([*words, f"seed {self.experiment.seed}"])
+
+
+def run_tags(plan: Plan) -> dict[str, str]:
+    """The contract's tags of a training run."""
+    experiment = plan.experiment
+    tags = {
+        "kind": plan.kind,
+        "model": experiment.model.name,
+        "dataset": experiment.data.dataset,
+        "role": plan.role,
+        "setting": "unsupervised",
+        "outlier_loss": experiment.loss.outlier_loss,
+        "outlier_dataset": experiment.loss.outlier_dataset,
+        "init": plan.start,
+        "seed": str(experiment.seed),
+        "spec": spec_hash(experiment),
+        "registered": "false",
+    }
+    for name, run in (("init_run", plan.init), ("contrast_run", plan.contrast)):
+        if run:
+            tags[name] = run.run_id
+    return tags
+
+
+def model_name(plan: Plan) -> str:
+    """Name in the model registry; its versions are the seeds and repetitions."""
+    words = ["oodflow", plan.experiment.model.name, plan.experiment.data.dataset]
+    if plan.experiment.loss.outlier_loss != "none":
+        words.append(plan.experiment.loss.outlier_loss)
+    return "-".join(words)
+
+
+def train_run(session: Session, plan: Plan, *, resume: bool, parent: str = "") -> str:
+    """Train, keep the weights as artifacts, and return the run's id; it is not ended yet.
+
+    With ``resume`` a finished run of the same experiment is returned as it is, and an interrupted
+    one is continued. An error marks the run FAILED, an interruption KILLED.
+    """
+    store, tags = session.store, run_tags(plan)
+    previous = runs.find(store, {"spec": tags["spec"], "kind": plan.kind}) if resume else []
+    finished = next((run for run in previous if run.registered), None)
+    if finished:
+        console.say(f"{plan.name}: already there, run {finished.run_id}")
+        return finished.run_id
+    data = _Data.load(session, plan)
+    if previous:
+        run_id, claimed = previous[0].run_id, False
+        runs.reopen(store, run_id)
+    else:
+        claimed = bool(session.claimed) and not parent
+        run_id = runs.start(store, plan.name, tags, parent, session.claimed if claimed else "")
+    runs.log_parameters(store, run_id, parameters(plan.experiment))
+    with ended_on_error(store, run_id), locked(STATE_FOLDER / run_id) as folder:
+        _train(session, plan, data, run_id, folder, resumed=bool(previous))
+    return run_id
+
+
+@contextmanager
+def ended_on_error(store: Store, run_id: str) -> Iterator[None]:
+    """Mark the run KILLED on an interruption and FAILED on an error, then pass it on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        runs.end(store, run_id, "KILLED")
+        raise
+    except BaseException:
+        runs.end(store, run_id, "FAILED")
+        raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """The run's state folder, held by this process alone; the system frees it on any death."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield folder
+        shutil.rmtree(folder)
+    except BlockingIOError as error:
+        raise UserError(f"run {folder.name} is being trained by another process") from error
+    finally:
+        os.close(handle)
+
+
+@dataclass(frozen=True)
+class _Data:
+    inliers: Batches
+    outliers: Batches | None
+    validation: Validation
+
+    @staticmethod
+    def load(session: Session, plan: Plan) -> "_Data":
+        experiment = plan.experiment
+        general = session.model(plan.general).model if plan.general else None
+        facts = lookup(experiment.data.dataset)
+        oods = {
+            ood: session.images(ood, "test")
+            for ood in facts.ood
+            if plan.role == "in_distribution" and session.present(ood)
+        }
+        if general and general.image_shape[0] != facts.channels:
+            raise UserError(
+                f"the general model of run {plan.general and plan.general.run_id} scores images of "
+                f"{general.image_shape[0]} channels, {facts.name} has {facts.channels}"
+            )
+        loss = experiment.loss
+        return _Data(
+            inliers=_batches(session, experiment, experiment.data.dataset),
+            outliers=_batches(session, experiment, loss.outlier_dataset)
+            if loss.outlier_loss != "none"
+            else None,
+            validation=Validation(
+                session.images(facts.name, "test"), oods, general, session.device
+            ),
+        )
+
+
+def _batches(session: Session, experiment: Experiment, dataset: str) -> Batches:
+    check_same_shape(dataset, experiment.model.channels, "the model")
+    facts = lookup(dataset)
+    return Batches(
+        session.images(dataset, "train", experiment.data.limit),
+        experiment.optimisation.batch_size,
+        experiment.seed,
+        facts.translate,
+        facts.flip,
+        session.device,
+    )
+
+
+def _train(
+    session: Session, plan: Plan, data: _Data, run_id: str, folder: Path, resumed: bool
+) -> None:
+    experiment, steps = plan.experiment, plan.experiment.optimisation.steps
+    model = new_model(experiment, session.device)
+    contrast = session.model(plan.contrast).model if plan.contrast else None
+    if plan.init:
+        model.load_state_dict(session.model(plan.init).model.state_dict())
+    trainer = Trainer(experiment, model, data.inliers, data.outliers, contrast)
+    records: list[dict[str, float]] = []
+    if resumed and (folder / STATE_FILE).exists():
+        state = load_training(folder / STATE_FILE, experiment)
+        trainer.restore(state.step, state.model, state.optimiser)
+        records = state.reports
+        _log(session, run_id, records, resumed=True)
+        console.say(f"{plan.name}: goes on at update {state.step} of {steps}")
+    elif not plan.init:
+        initialise(model, data.inliers)
+    with console.progress(plan.name, steps, trainer.step) as advance:
+        for report in trainer.run(lambda step, bpd: advance(step, f"{float(bpd):.3f} bpd")):
+            records.append({"step": report.step, **_metrics(report), **data.validation(model)})
+            state = TrainingState(
+                trainer.step, model.state_dict(), trainer.optimiser_tensors(), records
+            )
+            save_training(folder / STATE_FILE, state, experiment)
+            _log(session, run_id, records[-1:], resumed=False)
+    _say_result(plan, records)
+    _keep_weights(session, run_id, model, experiment)
+
+
+def _metrics(report: Report) -> dict[str, float]:
+    """``train/bpd``, ``train/outlier_loss``, … of a report."""
+    values = dataclasses.asdict(report)
+    del values["step"]
+    return {f"train/{name}": float(value) for name, value in values.items()}
+
+
+def _log(session: Session, run_id: str, records: list[dict[str, float]], resumed: bool) -> None:
+    reports = [
+        (int(record["step"]), {name: value for name, value in record.items() if name != "step"})
+        for record in records
+    ]
+    runs.log_reports(session.store, run_id, reports, resumed)
+
+
+def _say_result(plan: Plan, records: Sequence[Mapping[str, float]]) -> None:
+    last = records[-1]
+    counts = {
+        "images dropped": sum(record["train/dropped_images"] for record in records),
+        "batches skipped": sum(record["train/skipped_batches"] for record in records),
+        "updates skipped": sum(record["train/skipped_updates"] for record in records),
+    }
+    unstable = "".join(f", {int(count)} {what}" for what, count in counts.items() if count)
+    console.say(
+        f"{plan.name}: {int(last['step'])} updates, {last['train/bpd']:.3f} bpd in training, "
+        f"{last['valid/bpd']:.3f} in validation{unstable}"
+    )
+
+
+def _keep_weights(
+    session: Session, run_id: str, model: LikelihoodModel, experiment: Experiment
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="oodflow-") as folder:
+        save_model(Path(folder) / MODEL_FILE, model, experiment)
+        runs.log_artifacts(session.store, run_id, Path(folder), "checkpoints")
