@@ -87,7 +87,14 @@ def entry_point(name: str, entry: EntryPoint) -> click.Command:
     )
 
 
-@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+class Group(click.Group):
+    """A group that shows its help when it is called with nothing."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args or ["--help"])
+
+
+@click.group(cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="oodflow")
 def cli() -> None:
     """Anomaly detection with deep generative models that is right, fast and tracked."""
@@ -97,7 +104,7 @@ for _name, _entry in ENTRY_POINTS.items():
     cli.add_command(entry_point(_name, _entry))
 
 
-@cli.group()
+@cli.group(cls=Group)
 def runs() -> None:
     """Look at the runs in the MLflow store."""
 
@@ -118,11 +125,35 @@ def runs_show(run: str) -> None:
     import_module("oodflow.workflow.runs").show_command(run)
 
 
+@cli.group(cls=Group)
+def datasets() -> None:
+    """Look at the datasets, and prepare them."""
+
+
+data_dir = click.option("--data-dir", default=AUTO, show_default=True, help="Folder of the data.")
+
+
+@datasets.command("list")
+@data_dir
+def datasets_list(data_dir: str) -> None:
+    """List all datasets: role, sizes, present or not, where they are expected."""
+    import_module("oodflow.workflow.datasets").list_command(data_dir)
+
+
+@datasets.command("prepare")
+@click.argument("name")
+@click.option("--download", is_flag=True, help="Fetch the files from the dataset's makers.")
+@data_dir
+def datasets_prepare(name: str, download: bool, data_dir: str) -> None:
+    """Generate or download a dataset and check that both folds can be read."""
+    import_module("oodflow.workflow.datasets").prepare_command(name, data_dir, download)
+
+
 @cli.command()
 @click.option("--preset", default="quick", show_default=True, help="quick or paper")
 @click.option("--device", default=AUTO, show_default=True, help="cpu, cuda, …")
 @click.option("--steps", default=30, show_default=True, help="Updates to measure.")
-@click.option("--data-dir", default=AUTO, show_default=True, help="Folder of the datasets.")
+@data_dir
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def bench(**given: Any) -> None:
     """Measure a training step: its parts, images per second, share of this machine's peak."""

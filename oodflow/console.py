@@ -1,5 +1,6 @@
 """What people see in the terminal: lines, a live progress bar, tables. Results go to stdout."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,13 @@ if TYPE_CHECKING:
 __all__ = ["error", "progress", "say", "show"]
 
 
+SECONDS_BETWEEN_DRAWINGS = 0.2
+"""A bar is drawn no oftener."""
+
+WIDTH_WITHOUT_TERMINAL = 160
+"""Columns in a log file, where nobody's window limits a table."""
+
+
 def say(line: str) -> None:
     """One line for the reader, as it is: nothing in it is taken for markup."""
     _console().print(line, markup=False, highlight=False, soft_wrap=True)
@@ -17,8 +25,7 @@ def say(line: str) -> None:
 
 def show(table: "Table") -> None:
     """A results table, in its full width where no terminal limits it."""
-    console = _console()
-    console.print(table) if console.is_terminal else console.print(table, width=160)
+    _console().print(table)
 
 
 def error(line: str) -> None:
@@ -30,14 +37,19 @@ def _console(stderr: bool = False) -> Any:
     # Imported late: the command line prints its help without rich.
     from rich.console import Console
 
-    return Console(stderr=stderr)
+    console = Console(stderr=stderr, emoji=False)
+    if not console.is_terminal:
+        console.width = WIDTH_WITHOUT_TERMINAL
+    return console
 
 
 @contextmanager
 def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-    """A bar with rate and time left on stderr; yields ``advance(done, note="")``.
+    """A bar with rate and time left on stderr; yields ``advance(done, note)``.
 
-    Without a terminal nothing is drawn, so that logs hold lines only.
+    ``note`` makes the text behind the bar. It is called only when the bar is drawn, since a number
+    in it may have to come from the device. Without a terminal nothing is drawn, so that logs hold
+    lines only.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -55,8 +67,15 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[..., Non
     with bar:
         task = bar.add_task(what, total=total, completed=done, rate="", note="")
 
-        def advance(done: int, note: str = "") -> None:
+        shown = 0.0
+
+        def advance(done: int, note: Callable[[], str] = str) -> None:
+            nonlocal shown
+            if bar.disable or time.monotonic() < shown + SECONDS_BETWEEN_DRAWINGS:
+                return
+            shown = time.monotonic()
             speed = bar.tasks[0].speed
-            bar.update(task, completed=done, note=note, rate=f"{speed:.1f}/s" if speed else "")
+            rate = f"{speed:.1f}/s" if speed else ""
+            bar.update(task, completed=done, note=note(), rate=rate)
 
         yield advance

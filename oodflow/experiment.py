@@ -161,7 +161,8 @@ def spec_hash(experiment: Experiment) -> str:
 def parameters(experiment: Experiment) -> dict[str, str]:
     """Dotted names to values, as logged to MLflow: ``model.depth``, ``optimisation.lr``, ….
 
-    The dots keep them apart from the plain names that ``mlflow run`` logs before the command.
+    The dots keep them apart from the plain names that ``mlflow run`` logs before the command; what
+    belongs to no section is called ``experiment.seed``, ….
     """
     flat: dict[str, str] = {}
 
@@ -170,7 +171,7 @@ def parameters(experiment: Experiment) -> dict[str, str]:
             if isinstance(value, Mapping):
                 walk(f"{prefix}{name}.", value)
             else:
-                flat[prefix + name] = str(value)
+                flat[(prefix or "experiment.") + name] = str(value)
 
     walk("", to_dict(experiment))
     return flat

@@ -127,4 +127,6 @@ def seed_list(text: str, default: str = "1") -> list[int]:
         raise UserError(
             f"seeds is {text!r}; write whole numbers with commas, as in 1,2,3"
         ) from error
+    if any(not 0 <= seed < 2**63 for seed in seeds):
+        raise UserError(f"seeds is {text!r}; a seed is at least 0 and below 2^63")
     return list(dict.fromkeys(seeds))

@@ -1,5 +1,6 @@
 """From options to an experiment: presets, and what follows from dataset and loss."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ class Preset:
     hidden: int
     batch_size: int
     lr: float
+    finetune_lr: float
     weight_decay: float
     warmup: int
     report_every: int
@@ -32,11 +34,13 @@ class Preset:
 
 PRESETS: Mapping[tuple[str, str], Preset] = {
     ("glow", "quick"): Preset(
-        depth=4, hidden=32, batch_size=64, lr=1e-3, weight_decay=5e-5, warmup=20, report_every=50,
-        epochs=0, scratch_steps=400, general_steps=400, finetune_steps=150,
+        depth=4, hidden=32, batch_size=64, lr=4e-3, finetune_lr=2e-3, weight_decay=5e-5,
+        warmup=50, report_every=50,
+        epochs=0, scratch_steps=1000, general_steps=1000, finetune_steps=300,
     ),
     ("glow", "paper"): Preset(
-        depth=32, hidden=512, batch_size=64, lr=5e-4, weight_decay=5e-5, warmup=0, report_every=0,
+        depth=32, hidden=512, batch_size=64, lr=5e-4, finetune_lr=5e-4, weight_decay=5e-5,
+        warmup=0, report_every=0,
         epochs=250, scratch_steps=0, general_steps=PAPER_STEPS, finetune_steps=0,
     ),
 }  # fmt: skip
@@ -58,8 +62,14 @@ def _or(value: Any, otherwise: Any) -> Any:
 
 
 def _positive(name: str, value: Any) -> Any:
-    if value <= 0:
-        raise UserError(f"{name} is {value}; it must be above 0")
+    if not 0 < value < math.inf:
+        raise UserError(f"{name} is {value}; it must be a number above 0")
+    return value
+
+
+def _not_negative(name: str, value: Any) -> Any:
+    if not 0 <= value < math.inf:
+        raise UserError(f"{name} is {value}; it must be 0 or a number above it")
     return value
 
 
@@ -117,12 +127,13 @@ def build_experiment(
     else:
         by_role = preset.general_steps if role == "general" else preset.scratch_steps
         steps = by_role or preset.epochs * one_pass
+    lr = preset.lr if init == "scratch" else preset.finetune_lr
     optimisation = Optimisation(
         steps=_positive("steps", steps),
         batch_size=batch_size,
-        lr=_positive("lr", _or(given["lr"], preset.lr)),
-        weight_decay=_or(given["weight_decay"], preset.weight_decay),
-        warmup=_or(given["warmup"], preset.warmup),
+        lr=_positive("lr", _or(given["lr"], lr)),
+        weight_decay=_not_negative("weight_decay", _or(given["weight_decay"], preset.weight_decay)),
+        warmup=_not_negative("warmup", _or(given["warmup"], preset.warmup)),
         report_every=_positive(
             "report_every", _or(given["report_every"], preset.report_every or one_pass)
         ),

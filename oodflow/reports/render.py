@@ -123,28 +123,36 @@ def to_csv(table: Table) -> str:
     return text.getvalue()
 
 
-def to_rich(table: Table) -> "rich.table.Table":
-    """The table for a terminal, by rich; a line separates the in-distribution datasets."""
+def to_rich(table: Table) -> "list[rich.table.Table]":
+    """The table for a terminal, by rich: one a group of columns, so that each fits 80 characters.
+
+    A line separates the in-distribution datasets.
+    """
     # Imported here: rich is for the terminal only, reports are written without one too.
+    from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    # Text objects throughout: plain strings would be searched for rich's own [markup].
-    shown = RichTable(title=Text(table.title), caption=Text(table.caption))
-    for text in table.row_header:
-        shown.add_column(Text(text), no_wrap=True)
-    for group, name in table.columns:
-        header = Text(f"{group}\n{name}" if group else name)
-        shown.add_column(header, justify="right", vertical="bottom")
-    for row, labels, begins in _rows(table):
-        if begins:
-            shown.add_section()
-        best = table.best(row)
-        cells = [
-            Text(cell_text(cell, table.measure), style="bold" if i in best else "")
-            for i, cell in enumerate(row.cells)
-        ]
-        shown.add_row(*map(Text, labels), *cells)
+    shown = []
+    for group, members in groupby(enumerate(table.columns), lambda item: item[1][0]):
+        columns = {place: name for place, (_, name) in members}
+        # Text objects throughout: plain strings would be searched for rich's own [markup].
+        title = Text(f"{table.title}: {group}" if group else table.title)
+        part = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+        for text in table.row_header:
+            part.add_column(Text(text), no_wrap=True)
+        for name in columns.values():
+            part.add_column(Text(name), justify="right")
+        for row, labels, begins in _rows(table):
+            if begins:
+                part.add_section()
+            best = table.best(row)
+            cells = [
+                Text(cell_text(row.cells[i], table.measure), style="bold" if i in best else "")
+                for i in columns
+            ]
+            part.add_row(*map(Text, labels), *cells)
+        shown.append(part)
     return shown
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "log_metrics",
     "log_parameters",
     "log_reports",
+    "model_uri",
     "register",
     "resolve",
     "set_tags",
@@ -147,11 +148,12 @@ def artifact(store: Store, run_id: str, path: str) -> Iterator[Path]:
     """A local copy of an artifact, for as long as the context lasts."""
     with tempfile.TemporaryDirectory(prefix="oodflow-") as folder:
         try:
-            yield Path(store.client.download_artifacts(run_id, path, folder))
+            local = Path(store.client.download_artifacts(run_id, path, folder))
         except (MlflowException, OSError) as error:
             raise UserError(
                 f"run {run_id} has no artifact {path}; it was moved or deleted"
             ) from error
+        yield local
 
 
 def get(store: Store, run_id: str) -> RunInfo:
@@ -190,15 +192,22 @@ def resolve(store: Store, reference: str) -> RunInfo:
 
 
 def find(store: Store, tags: Mapping[str, str], status: str = "") -> list[RunInfo]:
-    """All runs with these tags that were not deleted, the newest first."""
-    parts = [f"tags.`{PREFIX}{key}` = '{value}'" for key, value in tags.items()]
+    """All runs with these tags that were not deleted, the newest first.
+
+    In every experiment: ``mlflow run`` puts the run of a command into its own default one.
+    """
+    experiments = [each.experiment_id for each in store.client.search_experiments()]
+    parts = [f"tags.`{PREFIX}kind` LIKE '%'"]
+    for key, value in tags.items():
+        quote = '"' if "'" in value else "'"
+        parts.append(f"tags.`{PREFIX}{key}` = {quote}{value}{quote}")
     if status:
         parts.append(f"attributes.status = '{status}'")
     found: list[RunInfo] = []
     token = None
     while True:
         page = store.client.search_runs(
-            [store.experiment_id],
+            experiments,
             " and ".join(parts),
             max_results=1000,
             order_by=["attributes.start_time DESC"],
@@ -208,6 +217,12 @@ def find(store: Store, tags: Mapping[str, str], status: str = "") -> list[RunInf
         token = page.token
         if not token:
             return found
+
+
+def model_uri(store: Store, run_id: str) -> str:
+    """``models:/NAME/VERSION`` of a run's newest version in the registry, or ""."""
+    found = store.client.search_model_versions(f"run_id = '{run_id}'")
+    return f"models:/{found[0].name}/{found[0].version}" if found else ""
 
 
 def register(store: Store, run_id: str, name: str) -> str:

@@ -1,7 +1,9 @@
 """The MLflow store: where runs are kept, opened quietly and checked before any work is done."""
 
+import contextlib
 import logging
 import os
+import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
@@ -34,7 +36,9 @@ class Store:
 
     def how_to_see(self, run_id: str) -> str:
         """One line that says how to see a run in the MLflow UI."""
-        path = f"#/experiments/{self.experiment_id}/runs/{run_id}"
+        # Not always the experiment of the store: `mlflow run` has its own default.
+        experiment_id = self.client.get_run(run_id).info.experiment_id
+        path = f"#/experiments/{experiment_id}/runs/{run_id}"
         if self.uri.startswith("http"):
             return f"{self.uri.rstrip('/')}/{path}"
         return f"mlflow ui --backend-store-uri {self.uri}   then http://127.0.0.1:5000/{path}"
@@ -45,16 +49,19 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
-def open_store() -> Store:
+def open_store(uri: str = "") -> Store:
     """Open the tracking store, making it and the experiment where they do not exist yet.
+
+    ``uri`` is :func:`tracking_uri` unless it is given.
 
     Raises UserError at once where no store answers at the address.
     """
-    uri = tracking_uri()
+    uri = uri or tracking_uri()
     retries = os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
     # The first call only asks whether somebody is there; mlflow would keep asking for minutes.
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     try:
+        _check_file(uri)
         client = MlflowClient(uri)
         found = client.get_experiment_by_name(EXPERIMENT)
         experiment_id = found.experiment_id if found else client.create_experiment(EXPERIMENT)
@@ -75,6 +82,15 @@ def open_store() -> Store:
             f"`mlflow experiments restore --experiment-id {experiment_id}`"
         )
     return Store(client, uri, experiment_id)
+
+
+def _check_file(uri: str) -> None:
+    """Open the database of an SQLite store once; mlflow would keep trying for minutes."""
+    if uri.startswith("sqlite:///"):
+        file = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(sqlite3.connect(file)) as database:
+            database.execute("pragma schema_version")
 
 
 def is_missing(error: MlflowException) -> bool:

@@ -79,8 +79,15 @@ def write_atomically(path: Path, content: bytes) -> None:
 def _save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digest = tensor_digest(plain)
-    write_atomically(path, save(plain, {**facts, "digest": digest}))
+    written = {**facts, "digest": digest}
+    write_atomically(path, save(plain, {**written, "seal": _seal(written)}))
     return digest
+
+
+def _seal(facts: Mapping[str, str]) -> str:
+    """SHA-256 of everything that is written beside the tensors."""
+    others = {name: text for name, text in facts.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -94,8 +101,8 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"damaged checkpoint {path}: {error}; use another run") from error
     if "digest" not in facts:
         raise UserError(f"{path} was not written by oodflow: it holds no digest of its weights")
-    if tensor_digest(tensors) != facts["digest"]:
-        raise UserError(f"damaged checkpoint {path}: its weights changed after it was written")
+    if tensor_digest(tensors) != facts["digest"] or _seal(facts) != facts.get("seal"):
+        raise UserError(f"damaged checkpoint {path}: its content changed after it was written")
     return tensors, facts
 
 
@@ -124,7 +131,8 @@ def load_model(path: Path) -> tuple[LikelihoodModel, Experiment, str]:
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise UserError(f"{path} does not fit its {experiment.model.name}: {error}") from error
+        what = str(error).splitlines()[0]
+        raise UserError(f"{path} does not fit its {experiment.model.name}: {what}") from error
     return model, experiment, facts["digest"]
 
 

@@ -74,13 +74,18 @@ class Trainer:
         inliers: Batches,
         outliers: Batches | None = None,
         contrast: LikelihoodModel | None = None,
+        timed: Callable[[str], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        """``outliers`` and the frozen ``contrast`` model serve the outlier loss."""
+        """``outliers`` and the frozen ``contrast`` model serve the outlier loss.
+
+        ``timed(phase)`` is entered around data, forward, backward and optimiser of each update.
+        """
         self.experiment = experiment
         self.model = model.train()
         self.inliers = inliers
         self.outliers = outliers
         self.contrast = contrast.eval().requires_grad_(False) if contrast else None
+        self.timed = timed
         self.step = 0
         settings = experiment.optimisation
         self.optimiser = torch.optim.Adamax(
@@ -106,49 +111,56 @@ class Trainer:
         self.optimiser.load_state_dict({"state": state, "param_groups": groups})
         self.step = step
 
-    def run(self, on_step: Callable[[int, Tensor], None] | None = None) -> Iterator[Report]:
+    def run(
+        self, on_step: Callable[[int, Callable[[], float]], None] | None = None
+    ) -> Iterator[Report]:
         """Train to the end, one report every ``report_every`` updates and one at the end.
 
-        ``on_step(step, bpd)`` is called after each update, with the mean BPD since the last report
-        as a tensor, so that only who shows it copies it from the device.
+        ``on_step(step, bpd)`` is called after each update; ``bpd()`` copies the mean BPD since the
+        last report from the device, for those who show it.
         """
         settings = self.experiment.optimisation
         context = precision_context(settings.precision, self.inliers.device)
         while self.step < settings.steps:
             next_report = (self.step // settings.report_every + 1) * settings.report_every
             end = min(next_report, settings.steps)
-            totals = _Totals(self.inliers.device)
+            totals = _Totals(self.inliers.device, self.model.image_shape)
             while self.step < end:
                 with context:
                     self._update(totals)
                 self.step += 1
                 if on_step:
-                    on_step(self.step, totals.bpd(self.model.image_shape))
-            yield totals.report(self.step, self.model.image_shape)
+                    on_step(self.step, totals.bpd)
+            yield totals.report(self.step)
 
     def _update(self, totals: "_Totals") -> None:
         """One update of the weights, unless S4.3 says to skip it."""
-        loss = self._loss(self.inliers.at(self.step), totals)
+        with self.timed("data"):
+            inliers = self.inliers.at(self.step)
+            outliers = self.outliers.at(self.step) if self.outliers else None
+        with self.timed("forward"):
+            loss = self._loss(inliers, outliers, totals)
         if loss is None:
             totals.skipped_batches += 1
             return
-        self.optimiser.zero_grad()
-        loss.backward()
-        if not gradients_finite(self.model.parameters()):
-            totals.skipped_updates += 1
-            return
-        settings = self.experiment.optimisation
-        for group in self.optimiser.param_groups:
-            group["lr"] = settings.lr * min(1.0, (self.step + 1) / max(settings.warmup, 1))
-        self.optimiser.step()
+        with self.timed("backward"):
+            self.optimiser.zero_grad()
+            loss.backward()
+        with self.timed("optimiser"):
+            if not gradients_finite(self.model.parameters()):
+                totals.skipped_updates += 1
+                return
+            settings = self.experiment.optimisation
+            for group in self.optimiser.param_groups:
+                group["lr"] = settings.lr * min(1.0, (self.step + 1) / max(settings.warmup, 1))
+            self.optimiser.step()
 
-    def _loss(self, inliers: Batch, totals: "_Totals") -> Tensor | None:
+    def _loss(self, inliers: Batch, outliers: Batch | None, totals: "_Totals") -> Tensor | None:
         """Mean negative log-likelihood plus outlier loss in nats; None where S4.3 skips it."""
         images, noise = inliers.images, inliers.noise
         sizes: tuple[int, ...] = (len(images),)
         contrast = None
-        if self.outliers is not None:
-            outliers = self.outliers.at(self.step)
+        if outliers is not None:
             # Both batches in one pass: no layer mixes images, so the numbers are the same.
             images = torch.cat((images, outliers.images))
             noise = torch.cat((noise, outliers.noise))
@@ -163,7 +175,7 @@ class Trainer:
         inlier_log_prob = stable.log_probs[0]
         totals.add("log_prob", inlier_log_prob)
         loss = -inlier_log_prob.mean()
-        if self.outliers is None:
+        if outliers is None:
             return loss
         outlier_log_prob = stable.log_probs[1]
         if stable.dropped:
@@ -184,9 +196,10 @@ class Trainer:
 class _Totals:
     """Sums since the last report; those of tensors stay on the device until they are read."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, image_shape: tuple[int, int, int]) -> None:
         zeros = torch.zeros(2, dtype=torch.float64, device=device)
         self.sums = {"log_prob": zeros, "outlier_loss": zeros.clone()}
+        self.image_shape = image_shape
         self.dropped_images = self.skipped_batches = self.skipped_updates = 0
 
     def add(self, name: str, values: Tensor) -> None:
@@ -197,13 +210,13 @@ class _Totals:
         total, count = self.sums[name]
         return total / count
 
-    def bpd(self, image_shape: tuple[int, int, int]) -> Tensor:
-        return bits_per_dimension(self.mean("log_prob"), image_shape)
+    def bpd(self) -> float:
+        return float(bits_per_dimension(self.mean("log_prob"), self.image_shape))
 
-    def report(self, step: int, image_shape: tuple[int, int, int]) -> Report:
+    def report(self, step: int) -> Report:
         return Report(
             step=step,
-            bpd=float(self.bpd(image_shape)),
+            bpd=self.bpd(),
             outlier_loss=float(self.mean("outlier_loss").nan_to_num()),
             dropped_images=self.dropped_images,
             skipped_batches=self.skipped_batches,

@@ -15,6 +15,7 @@ def binary_outlier_loss(
 
     ``contrast_log_prob`` belongs to the frozen model p_g, of the same images with the same noise.
 
+    >>> import torch
     >>> binary_outlier_loss(torch.zeros(2), torch.zeros(2), 1000.0, 6000.0).item() / 6000
     0.6931...
     """
@@ -26,6 +27,7 @@ def margin_outlier_loss(
 ) -> Tensor:
     """Mean over pairs of relu(margin + nll_in − nll_out), nll in nats, nll_in detached (S7.5).
 
+    >>> import torch
     >>> margin_outlier_loss(torch.tensor([-5.0]), torch.tensor([-7.0]), 3.0, 1.0).item()
     1.0
     """

@@ -56,6 +56,7 @@ def own_of(store: Store, dataset: str, model: Model, preset: str, seed: int) -> 
     raise UserError(
         f"no registered {model.name} trained from scratch on {dataset} with seed {seed}; make one: "
         f"oodflow train --model {model.name} --dataset {dataset} --preset {preset} --seeds {seed}"
+        f" --depth {model.depth} --hidden {model.hidden}"
     )
 
 
@@ -70,6 +71,7 @@ def contrast_of(store: Store, reference: str, outliers: str, model: Model, seed:
     raise UserError(
         f"no registered {model.name} on {outliers} with seed {seed} to contrast with; make one: "
         f"oodflow finetune --model {model.name} --dataset {outliers} --seeds {seed}"
+        f" --depth {model.depth} --hidden {model.hidden}"
     )
 
 

@@ -54,7 +54,8 @@ def write_report(store: Store, out: Path) -> None:
         runs.set_tags(store, record, {}, description=text)
     runs.end(store, record, "FINISHED")
     for table in tables.values():
-        console.show(to_rich(table))
+        for part in to_rich(table):
+            console.show(part)
     if older:
         console.say(f"{older} older run{'s' * (older > 1)} of the same seeds not counted")
     console.say(f"{len(chosen)} runs; written: {', '.join(map(str, files))}")
@@ -77,7 +78,7 @@ def _write(
             file = out / "tables" / f"{name}.{extension}"
             file.write_text(render(table))
             files.append(file)
-    parts = [f"## {table.title}\n\n{to_markdown(table)}" for table in tables.values()]
+    parts = [to_markdown(table) for table in tables.values()]
     picture = _draw_effect(store, chosen, out / "figures" / "effect.png")
     if picture:
         parts.append("![The raw likelihood beside the likelihood ratio](figures/effect.png)\n")
@@ -101,6 +102,8 @@ def _draw_effect(store: Store, chosen: Sequence[RunInfo], file: Path) -> bool:
             continue
         names = [run.tags["dataset"], *sorted(oods)]
         scores = {name: _scores(store, run.run_id, general, name) for name in names}
+        if not all(scores.values()):
+            continue
         shape = (int(run.params["model.channels"]), 32, 32)
         own = scores.pop(names[0])
         save_figure(effect_figure(names[0], own, scores, shape), file)
@@ -109,8 +112,11 @@ def _draw_effect(store: Store, chosen: Sequence[RunInfo], file: Path) -> bool:
 
 
 def _scores(store: Store, run_id: str, general: str, dataset: str) -> dict[str, np.ndarray]:
-    tables = []
+    """Scores of a run against its general model; none where their tables are of other images."""
+    tables, images = [], set()
     for each in (run_id, general):
         with runs.artifact(store, each, f"scores/{dataset}-test.parquet") as path:
-            tables.append(read_table(path)[0])
-    return compute_scores(*tables)
+            table, facts = read_table(path)
+        tables.append(table)
+        images.add(facts["images"])
+    return compute_scores(*tables) if len(images) == 1 else {}

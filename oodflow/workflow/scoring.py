@@ -1,5 +1,6 @@
 """Score tables as artifacts of runs, and what is computed from them: metrics and figures."""
 
+import contextlib
 import math
 import tempfile
 from collections.abc import Mapping
@@ -18,9 +19,10 @@ from oodflow.evaluation.scores import bits_per_dimension_mean, compute_scores
 from oodflow.evaluation.tables import read_table, score_images, write_table
 from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
+from oodflow.workflow import results
 from oodflow.workflow.session import Session, check_same_shape
 
-__all__ = ["EvaluationResult", "evaluate_run", "outlier_datasets", "score_table"]
+__all__ = ["EvaluationResult", "describe_run", "evaluate_run", "outlier_datasets", "score_table"]
 
 FOLD = "test"
 
@@ -50,10 +52,14 @@ def score_table(session: Session, run: RunInfo, dataset: str, limit: int = 0) ->
     }
     path = f"scores/{dataset}-{FOLD}.parquet"
     if path in runs.list_artifacts(session.store, run.run_id, "scores"):
-        with runs.artifact(session.store, run.run_id, path) as local:
+        # A damaged table is made anew, as one of other weights or images is.
+        with (
+            runs.artifact(session.store, run.run_id, path) as local,
+            contextlib.suppress(UserError),
+        ):
             table, known = read_table(local)
-        if known == facts:
-            return table
+            if known == facts:
+                return table
     check_same_shape(dataset, loaded.model.image_shape[0], f"the model of run {run.run_id}")
     count = len(images.pixels)
     with console.progress(f"{run.name}: scoring {dataset}", count) as advance:
@@ -108,6 +114,8 @@ def evaluate_run(
     For an in-distribution model all scores that the contrasts allow, against each outlier set;
     for a general model its BPD alone.
     """
+    if "dataset" not in run.tags:
+        raise UserError(f"run {run.run_id} ({run.name}) holds no model; choose a training run")
     dataset = run.tags["dataset"]
     own = score_table(session, run, dataset, limit)
     loaded = session.model(run)
@@ -125,13 +133,30 @@ def evaluate_run(
     }
     outs = {name: scores[name] for name in oods}
     detection = evaluate_scores(scores[dataset], outs) if outs else {}
-    runs.log_metrics(session.store, run.run_id, detection)
+    runs.log_metrics(session.store, run.run_id, detection | _means({**run.metrics, **detection}))
     contrasts = {"general_run": general, "general_outlier_run": general_outlier}
     tags = {name: contrast.run_id for name, contrast in contrasts.items() if contrast}
     runs.set_tags(session.store, run.run_id, tags)
     if outs:
         _log_figures(session, run, scores[dataset], outs, loaded.model.image_shape)
+    describe_run(session, run.run_id)
     return EvaluationResult(run, metrics | detection)
+
+
+def _means(metrics: Mapping[str, float]) -> dict[str, float]:
+    """``auroc/mean/<score>`` over all outlier datasets that the run was evaluated against."""
+    values: dict[str, list[float]] = {}
+    for name, value in metrics.items():
+        if name.startswith("auroc/") and not name.startswith("auroc/mean/"):
+            values.setdefault(name.split("/")[2], []).append(value)
+    return {f"auroc/mean/{score}": math.fsum(each) / len(each) for score, each in values.items()}
+
+
+def describe_run(session: Session, run_id: str) -> None:
+    """Write the run's description from the metrics and the registered version it has now."""
+    run = runs.get(session.store, run_id)
+    note = results.describe(run, runs.model_uri(session.store, run_id))
+    runs.set_tags(session.store, run_id, {}, description=note)
 
 
 def _log_figures(

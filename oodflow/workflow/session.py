@@ -55,7 +55,11 @@ class Session:
         """The model of a run, loaded once."""
         if run.run_id not in self._models:
             with runs.artifact(self.store, run.run_id, f"checkpoints/{MODEL_FILE}") as path:
-                model, experiment, digest = load_model(path)
+                try:
+                    model, experiment, digest = load_model(path)
+                except UserError as error:
+                    line = str(error).replace(str(path), f"checkpoints/{MODEL_FILE}")
+                    raise UserError(f"run {run.run_id}: {line}") from error
             model = model.to(self.device).to(memory_format=torch.channels_last).eval()
             self._models[run.run_id] = LoadedModel(run, model, experiment, digest)
         return self._models[run.run_id]

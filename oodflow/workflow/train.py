@@ -17,7 +17,7 @@ from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
 from oodflow.workflow import results
 from oodflow.workflow.choose import diff_outlier_general
-from oodflow.workflow.scoring import evaluate_run
+from oodflow.workflow.scoring import describe_run, evaluate_run
 from oodflow.workflow.session import Session, open_session
 from oodflow.workflow.training_run import Plan, ended_on_error, model_name, train_run
 
@@ -91,10 +91,8 @@ def finish(session: Session, plan: Plan, *, resume: bool, parent: str = "") -> R
             diff_outlier_general(session.store, run) if plan.role == "in_distribution" else None
         )
         evaluate_run(session, run, plan.general, diff_outlier, limit=plan.experiment.data.limit)
-        version = runs.register(session.store, run_id, model_name(plan))
-        run = runs.get(session.store, run_id)
-        note = results.describe(run, f"models:/{model_name(plan)}/{version}")
-        runs.set_tags(session.store, run_id, {}, description=note)
+        runs.register(session.store, run_id, model_name(plan))
+        describe_run(session, run_id)
     runs.end(session.store, run_id, "FINISHED")
     return runs.get(session.store, run_id)
 

@@ -9,7 +9,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,13 +109,15 @@ def train_run(session: Session, plan: Plan, *, resume: bool, parent: str = "") -
         return finished.run_id
     data = _Data.load(session, plan)
     if previous:
-        run_id, claimed = previous[0].run_id, False
-        runs.reopen(store, run_id)
+        run_id = previous[0].run_id
     else:
         claimed = bool(session.claimed) and not parent
         run_id = runs.start(store, plan.name, tags, parent, session.claimed if claimed else "")
-    runs.log_parameters(store, run_id, parameters(plan.experiment))
-    with ended_on_error(store, run_id), locked(STATE_FOLDER / run_id) as folder:
+    # The lock comes first: whose run is in other hands must not touch its status.
+    with locked(STATE_FOLDER / run_id) as folder, ended_on_error(store, run_id):
+        if previous:
+            runs.reopen(store, run_id)
+        runs.log_parameters(store, run_id, parameters(plan.experiment))
         _train(session, plan, data, run_id, folder, resumed=bool(previous))
     return run_id
 
@@ -213,13 +215,19 @@ def _train(
     elif not plan.init:
         initialise(model, data.inliers)
     with console.progress(plan.name, steps, trainer.step) as advance:
-        for report in trainer.run(lambda step, bpd: advance(step, f"{float(bpd):.3f} bpd")):
+
+        def on_step(step: int, bpd: Callable[[], float]) -> None:
+            epoch = 1 + (step - 1) // data.inliers.steps_per_pass
+            advance(step, lambda: f"epoch {epoch}  {bpd():.3f} bpd")
+
+        for report in trainer.run(on_step):
             records.append({"step": report.step, **_metrics(report), **data.validation(model)})
             state = TrainingState(
                 trainer.step, model.state_dict(), trainer.optimiser_tensors(), records
             )
             save_training(folder / STATE_FILE, state, experiment)
-            _log(session, run_id, records[-1:], resumed=False)
+            # Where the state was lost, the run may know these steps from its first life.
+            _log(session, run_id, records[-1:], resumed)
     _say_result(plan, records)
     _keep_weights(session, run_id, model, experiment)
 

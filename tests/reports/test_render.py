@@ -159,17 +159,21 @@ def test_csv_numbers_and_runs(frame, expected):
 
 def terminal(table: Table) -> str:
     console = rich.console.Console(file=io.StringIO(), width=400, color_system=None)
-    console.print(to_rich(table))
+    for part in to_rich(table):
+        console.print(part)
     return console.file.getvalue()
 
 
-def test_terminal_numbers(frame, expected):
-    rows = [
-        [cell.strip() for cell in line.split("│")[3:-1]]
-        for line in terminal(detection_table(frame)).splitlines()
-        if line.startswith("│")
-    ]
-    assert rows == expected_grid(expected, "{}")
+def test_terminal_numbers_a_group_of_columns_at_a_time(frame, expected):
+    table = detection_table(frame)
+    grid = expected_grid(expected, "{}")
+    for part, group in zip(to_rich(table), dict.fromkeys(g for g, _ in table.columns), strict=True):
+        assert str(part.title).endswith(group)
+        places = [i for i, (own, _) in enumerate(table.columns) if own == group]
+        shown = [[str(cell) for cell in column.cells] for column in part.columns[2:]]
+        assert [list(row) for row in zip(*shown, strict=True)] == [
+            [row[i] for i in places] for row in grid
+        ]
 
 
 def test_bpd_has_two_digits_and_bold_is_the_lowest():
@@ -232,7 +236,7 @@ def test_empty_tables_can_be_written(frame):
     assert "| In-dist | Out-dist |\n| --- | --- |\n\n" in to_markdown(table)
     assert r"\begin{tabular}{ll}" in to_latex(table)
     assert to_csv(table).count("\n") == 1
-    assert "In-dist" in terminal(table)
+    assert to_rich(table) == []
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="there is no pdflatex")
