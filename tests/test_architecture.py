@@ -1,0 +1,129 @@
+"""The way of the imports: none runs upward, none in a circle, mlflow in one place only."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import oodflow
+
+ROOT = Path(oodflow.__file__).parent
+
+# The ground floor first. Units of one floor know nothing of each other.
+FLOORS = (
+    {"errors"},
+    {"experiment"},
+    {"options", "presets", "console"},
+    {"data", "models"},
+    {"training", "evaluation", "foreign"},
+    {"tracking"},
+    {"reports", "tuning"},
+    {"workflow"},
+    {"cli", "mlproject"},
+    {"__main__"},
+)
+FLOOR = {unit: number for number, units in enumerate(FLOORS) for unit in units}
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {module_name(file): ast.parse(file.read_text()) for file in sorted(ROOT.rglob("*.py"))}
+
+
+def imports(module: str) -> set[str]:
+    """Full names of all modules that a module imports, anywhere in it, ours resolved to files.
+
+    A module named in a string is imported late (``import_module``) and counts as well.
+    """
+    found = set()
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            # `from package import name` names a module where there is one of that name.
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in TREES else str(node.module))
+        elif isinstance(node, ast.Constant) and re.fullmatch(r"oodflow(\.\w+)+", str(node.value)):
+            found.add(node.value)
+    return found
+
+
+def unit(module: str) -> str:
+    """The package or module directly below oodflow that a module belongs to."""
+    return module.split(".")[1]
+
+
+MODULES = [module for module in TREES if module != "oodflow"]
+OWN = {
+    module: {name for name in imports(module) if name in TREES} - {"oodflow"} for module in TREES
+}
+
+
+def test_every_module_has_its_floor():
+    assert {unit(module) for module in MODULES} <= set(FLOOR)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_import_runs_upward(module):
+    own = unit(module)
+    above = [name for name in OWN[module] if unit(name) != own and FLOOR[unit(name)] >= FLOOR[own]]
+    assert not above
+
+
+def test_the_top_package_imports_nothing():
+    assert not imports("oodflow")
+
+
+def test_modules_named_in_imports_and_strings_exist():
+    named = {(module, name) for module in TREES for name in imports(module)}
+    absent = [pair for pair in named if pair[1].split(".")[0] == "oodflow" and pair[1] not in TREES]
+    assert not absent
+
+
+def test_no_imports_run_in_a_circle():
+    done: set[str] = set()
+
+    def walk(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " → ".join((*path[path.index(module) :], module))
+        if module not in done:
+            for name in OWN[module]:
+                walk(name, (*path, module))
+            done.add(module)
+
+    for module in TREES:
+        walk(module, ())
+
+
+def importers(library: str) -> set[str]:
+    return {
+        unit(module)
+        for module in MODULES
+        if any(name.split(".")[0] == library for name in imports(module))
+    }
+
+
+def test_only_tracking_imports_mlflow():
+    assert importers("mlflow") == {"tracking"}
+
+
+def test_only_the_command_line_imports_click():
+    assert importers("click") == {"cli"}
+
+
+def test_data_and_models_know_neither_tables_nor_terminals():
+    for library in ("pandas", "rich"):
+        assert not importers(library) & {"data", "models"}
+
+
+def test_what_help_needs_imports_no_heavy_library():
+    """Their help has to come at once: these modules may use the standard library and click."""
+    for module in ("oodflow.errors", "oodflow.experiment", "oodflow.options", "oodflow.cli"):
+        libraries = {name.split(".")[0] for name in imports(module)}
+        heavy = {"torch", "numpy", "pandas", "sklearn", "mlflow", "rich", "matplotlib", "PIL"}
+        assert not libraries & heavy

@@ -1,0 +1,228 @@
+"""Runs in a real store: made, continued, filled, ended, registered, found again."""
+
+import time
+
+import pytest
+
+from oodflow.errors import UserError
+from oodflow.tracking import runs
+
+TAGS = {"kind": "train", "dataset": "sketch-shapes", "spec": "0123456789abcdef"}
+
+
+@pytest.fixture
+def store(blank):
+    return blank.store()
+
+
+def started(store, name="a run", **tags) -> str:
+    run_id = runs.start(store, name, TAGS | tags)
+    # Two runs of the same millisecond have no order.
+    time.sleep(0.005)
+    return run_id
+
+
+def history(store, run_id: str, name: str) -> list[tuple[int, float]]:
+    return [(each.step, each.value) for each in store.client.get_metric_history(run_id, name)]
+
+
+def one_line(error) -> str:
+    text = str(error.value)
+    assert text and "\n" not in text
+    return text
+
+
+def test_a_run_is_found_as_it_was_started(store):
+    parent = started(store, "parent")
+    run = runs.get(store, runs.start(store, "glow · seed 1", TAGS, parent))
+    assert run.name == "glow · seed 1"
+    assert run.tags == TAGS
+    assert run.status == "RUNNING"
+    assert run.parent == parent
+    assert abs(run.started - time.time()) < 60
+
+
+def test_tags_are_in_the_store_under_our_prefix(store):
+    run_id = started(store)
+    tags = store.client.get_run(run_id).data.tags
+    assert {key: tags[f"oodflow.{key}"] for key in TAGS} == TAGS
+
+
+def test_a_claimed_run_keeps_its_id_and_its_parameters(store):
+    claimed = store.client.create_run(store.experiment_id, run_name="by mlflow run").info.run_id
+    store.client.log_param(claimed, "seeds", "1,2")
+    assert runs.start(store, "ours", TAGS, claimed=claimed) == claimed
+    run = runs.get(store, claimed)
+    assert (run.name, run.tags, run.params) == ("ours", TAGS, {"seeds": "1,2"})
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
+def test_an_ended_run_has_its_status_and_can_be_reopened(store, status):
+    run_id = started(store)
+    runs.end(store, run_id, status)
+    assert runs.get(store, run_id).status == status
+    runs.reopen(store, run_id)
+    assert runs.get(store, run_id).status == "RUNNING"
+
+
+def test_find_gives_runs_with_all_these_tags_the_newest_first(store):
+    first, second = started(store), started(store)
+    other = started(store, dataset="sketch-digits")
+    assert [run.run_id for run in runs.find(store, TAGS)] == [second, first]
+    assert [run.run_id for run in runs.find(store, {"kind": "train"})] == [other, second, first]
+    assert runs.find(store, {"dataset": "sketch-digits", "kind": "finetune"}) == []
+
+
+def test_find_by_status_leaves_out_the_others(store):
+    finished = started(store)
+    runs.end(store, finished, "FINISHED")
+    started(store)
+    assert [run.run_id for run in runs.find(store, TAGS, status="FINISHED")] == [finished]
+
+
+def test_find_takes_any_text_for_a_value(store):
+    run_id = started(store, dataset="it's")
+    assert [run.run_id for run in runs.find(store, {"dataset": "it's"})] == [run_id]
+
+
+def test_a_deleted_run_is_not_found_and_not_given(store):
+    run_id = started(store)
+    store.client.delete_run(run_id)
+    assert runs.find(store, TAGS) == []
+    with pytest.raises(UserError, match=f"restore --run-id {run_id}") as error:
+        runs.get(store, run_id)
+    one_line(error)
+    store.client.restore_run(run_id)
+    assert runs.get(store, run_id).run_id == run_id
+
+
+@pytest.mark.parametrize("run_id", ["0" * 32, "no such run", "a/b", "../x", "ünbekannt"])
+def test_an_unknown_run_is_refused_by_name(store, run_id):
+    with pytest.raises(UserError, match=run_id) as error:
+        runs.resolve(store, run_id)
+    assert "oodflow runs list" in one_line(error)
+
+
+def test_more_metrics_than_fit_in_one_request_all_arrive(store):
+    run_id = started(store)
+    metrics = {f"auroc/ood{i}/raw": i / 2500 for i in range(2500)}
+    runs.log_metrics(store, run_id, metrics, step=3)
+    assert runs.get(store, run_id).metrics == metrics
+
+
+def test_parameters_that_are_there_keep_their_value(store):
+    run_id = started(store)
+    runs.log_parameters(store, run_id, {"model.depth": "4"})
+    runs.log_parameters(store, run_id, {"model.depth": "5", "model.hidden": "8"})
+    assert runs.get(store, run_id).params == {"model.depth": "4", "model.hidden": "8"}
+
+
+def test_after_a_resume_only_missing_steps_are_logged(store):
+    run_id = started(store)
+    reports = [(step, {"train/bpd": 8 - step / 10, "valid/bpd": 9.0}) for step in (3, 6, 9)]
+    runs.log_reports(store, run_id, reports[:2])
+    runs.log_reports(store, run_id, reports, resumed=True)
+    runs.log_reports(store, run_id, reports, resumed=True)
+    assert history(store, run_id, "train/bpd") == [(3, 7.7), (6, 7.4), (9, 7.1)]
+    assert history(store, run_id, "valid/bpd") == [(3, 9.0), (6, 9.0), (9, 9.0)]
+
+
+def test_artifacts_come_back_as_they_were(store, tmp_path):
+    run_id = started(store)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a.bin").write_bytes(b"\x00\xff")
+    runs.log_artifacts(store, run_id, tmp_path / "files", "checkpoints")
+    assert runs.list_artifacts(store, run_id, "checkpoints") == ["checkpoints/a.bin"]
+    assert runs.list_artifacts(store, run_id, "scores") == []
+    with runs.artifact(store, run_id, "checkpoints/a.bin") as path:
+        assert path.read_bytes() == b"\x00\xff"
+    assert not path.exists()
+
+
+def test_a_missing_artifact_is_refused_with_its_run_and_path(store):
+    run_id = started(store)
+    with (
+        pytest.raises(UserError, match=f"{run_id} has no artifact scores/x"),
+        runs.artifact(store, run_id, "scores/x"),
+    ):
+        pass
+
+
+def test_an_error_while_an_artifact_is_used_is_not_taken_for_a_missing_one(store, tmp_path):
+    run_id = started(store)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a").write_text("a")
+    runs.log_artifacts(store, run_id, tmp_path / "files", "checkpoints")
+    with pytest.raises(FileNotFoundError), runs.artifact(store, run_id, "checkpoints/a"):
+        (tmp_path / "elsewhere").read_text()
+
+
+def test_registering_twice_keeps_one_version(store):
+    run_id = started(store)
+    assert not runs.get(store, run_id).registered
+    assert runs.register(store, run_id, "oodflow-glow") == "1"
+    assert runs.register(store, run_id, "oodflow-glow") == "1"
+    versions = store.client.search_model_versions("name = 'oodflow-glow'")
+    assert [version.run_id for version in versions] == [run_id]
+    assert runs.get(store, run_id).tags["registered"] == "true"
+
+
+def test_only_a_finished_run_counts_as_registered(store):
+    run_id = started(store)
+    runs.register(store, run_id, "oodflow-glow")
+    assert not runs.get(store, run_id).registered
+    runs.end(store, run_id, "FINISHED")
+    assert runs.get(store, run_id).registered
+
+
+def test_another_run_under_the_same_name_is_the_next_version(store):
+    first, second = started(store), started(store)
+    assert [runs.register(store, each, "oodflow-glow") for each in (first, second)] == ["1", "2"]
+
+
+def test_ids_versions_and_aliases_lead_to_their_runs(store):
+    first, second = started(store), started(store)
+    for run_id in (first, second):
+        runs.register(store, run_id, "oodflow-glow")
+    store.client.set_registered_model_alias("oodflow-glow", "best", "1")
+    assert runs.resolve(store, second).run_id == second
+    assert runs.resolve(store, "models:/oodflow-glow/1").run_id == first
+    assert runs.resolve(store, "models:/oodflow-glow/2").run_id == second
+    assert runs.resolve(store, "models:/oodflow-glow@best").run_id == first
+    store.client.set_registered_model_alias("oodflow-glow", "best", "2")
+    assert runs.resolve(store, "models:/oodflow-glow@best").run_id == second
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "models:/nothing/1",
+        "models:/nothing@best",
+        "models:/oodflow-glow/9",
+        "models:/oodflow-glow/newest",
+        "models:/oodflow-glow@worst",
+        "models:/oodflow-glow",
+        "models:/",
+    ],
+)
+def test_an_unknown_registry_name_version_or_alias_is_refused(store, reference):
+    runs.register(store, started(store), "oodflow-glow")
+    with pytest.raises(UserError, match=reference) as error:
+        runs.resolve(store, reference)
+    assert "models:/NAME/VERSION" in one_line(error)
+
+
+def test_a_version_whose_run_was_deleted_is_refused(store):
+    run_id = started(store)
+    runs.register(store, run_id, "oodflow-glow")
+    store.client.delete_run(run_id)
+    with pytest.raises(UserError, match="deleted"):
+        runs.resolve(store, "models:/oodflow-glow/1")
+
+
+def test_the_description_is_what_mlflow_shows_as_the_note(store):
+    run_id = started(store)
+    runs.set_tags(store, run_id, {"evaluated": "x"}, description="**bold**")
+    tags = store.client.get_run(run_id).data.tags
+    assert tags["mlflow.note.content"] == "**bold**"
+    assert runs.get(store, run_id).tags["evaluated"] == "x"

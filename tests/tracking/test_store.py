@@ -1,0 +1,126 @@
+"""Opening the store: where it is, that it is made once, and what is said where there is none."""
+
+import http.server
+import os
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+
+from oodflow.errors import UserError
+from oodflow.tracking.store import EXPERIMENT, open_store, tracking_uri
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_without_the_variable_the_store_is_in_the_working_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert tracking_uri() == "http://host:5000"
+
+
+def test_a_new_store_gets_the_experiment_once(blank):
+    first, second = blank.store(), blank.store()
+    assert (blank.folder / "mlflow.db").is_file()
+    assert first.experiment_id == second.experiment_id
+    named = [each.name for each in first.client.search_experiments()]
+    assert named.count(EXPERIMENT) == 1
+
+
+def test_artifacts_stay_beside_the_store(blank):
+    store = blank.store()
+    run = store.client.create_run(store.experiment_id)
+    assert run.info.artifact_uri.startswith(str(blank.folder))
+
+
+@pytest.mark.parametrize("retries", [None, "5"])
+def test_an_unreachable_server_is_refused_within_seconds(monkeypatch, closed_port, retries):
+    if retries is None:
+        monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    else:
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", retries)
+    uri = f"http://127.0.0.1:{closed_port}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    began = time.monotonic()
+    with pytest.raises(UserError, match=uri):
+        open_store()
+    assert time.monotonic() - began < 10
+
+    assert os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES") == retries
+
+
+def test_a_server_that_is_not_mlflow_is_refused(monkeypatch, tmp_path):
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(404)
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Other)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+    try:
+        with pytest.raises(UserError, match="no MLflow store"):
+            open_store()
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("uri", ["nonsense://x", "foo:bar", "http://"])
+def test_a_nonsense_address_is_refused(monkeypatch, tmp_path, uri):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UserError, match=uri):
+        open_store()
+
+
+@pytest.mark.parametrize("kind", ["below a file", "a folder", "no database"])
+def test_a_file_that_cannot_be_a_store_is_refused_within_seconds(blank, kind):
+    """In a process of its own, since mlflow tries again and again for minutes by itself."""
+    text = blank.folder / "notes.txt"
+    text.write_text("no database, but long enough to be taken for one" * 100)
+    files = {"below a file": text / "mlflow.db", "a folder": blank.folder, "no database": text}
+    file = files[kind]
+    process = blank.process("runs", "list", MLFLOW_TRACKING_URI=f"sqlite:///{file}")
+    try:
+        _, err = process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        pytest.fail("still trying after 30 seconds")
+    assert process.returncode == 2
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert str(file) in err
+
+
+def test_a_deleted_experiment_is_refused_with_the_command_that_restores_it(blank):
+    store = blank.store()
+    store.client.delete_experiment(store.experiment_id)
+    with pytest.raises(UserError, match=f"restore --experiment-id {store.experiment_id}"):
+        blank.store()
+    store.client.restore_experiment(store.experiment_id)
+    assert blank.store().experiment_id == store.experiment_id
+
+
+def test_how_to_see_a_run_names_the_store_the_experiment_and_the_run(blank):
+    store = blank.store()
+    # `mlflow run` puts its runs into an experiment of its own.
+    other = store.client.create_experiment("elsewhere")
+    run_id = store.client.create_run(other).info.run_id
+    line = store.how_to_see(run_id)
+    assert f"mlflow ui --backend-store-uri {blank.uri}" in line
+    assert line.endswith(f"#/experiments/{other}/runs/{run_id}")
