@@ -4,7 +4,8 @@ Three scales of squeeze, K steps, split (S1.1, S1.3); 3×32×32 → 12×16×16 �
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,51 +15,117 @@ from oodflow.errors import UserError
 from oodflow.models.layers import ActNorm, CouplingNetwork, FlowStep
 from oodflow.models.likelihood import LEVELS, LikelihoodModel
 
-__all__ = ["Glow", "standard_normal_log_prob"]
+__all__ = [
+    "Glow",
+    "IndependentLatent",
+    "LatentFactory",
+    "LatentLayer",
+    "StepFactory",
+    "convolutional_step",
+    "standard_normal_log_prob",
+]
 
 
 def standard_normal_log_prob(z: Tensor) -> Tensor:
     """Σ log N(z; 0, 1) over all dimensions but the first, in nats, shape N.
 
-    >>> standard_normal_log_prob(torch.zeros(1, 2)).round(decimals=4).tolist()
-    [-1.8379]
+    >>> round(standard_normal_log_prob(torch.zeros(1, 2)).item(), 4)
+    -1.8379
     """
     z = z.flatten(1)
     return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
 
 
-class Scale(nn.Module):
-    """Squeeze 2×2, K steps, and the affine of the part that becomes this scale's latent."""
+StepFactory = Callable[[int, int, int], nn.Module]
+"""Channels, side and hidden width to an invertible step on N×channels×side×side."""
 
-    def __init__(self, channels: int, size: int, depth: int, hidden: int, last: bool) -> None:
+
+def convolutional_step(channels: int, size: int, hidden: int) -> FlowStep:
+    """The step of Glow itself, the same at every position, for images of any size."""
+    return FlowStep(channels, lambda given, wanted: CouplingNetwork(given, wanted, hidden))
+
+
+class LatentLayer(Protocol):
+    """What becomes of the part of a scale's output, N×d, that stays there as its latent."""
+
+    takes_first: bool
+    """Whether the first half of the channels is the latent and the second half goes on."""
+
+    def standardise(self, kept: Tensor, onward: Tensor) -> tuple[Tensor, Tensor]:
+        """Map ``kept`` to a latent that is N(0, I) under the model; and log|det|, N or one."""
+
+    def restore(self, latent: Tensor, onward: Tensor) -> Tensor:
+        """The inverse of :meth:`standardise`, given the same ``onward``."""
+
+    def initialise(self, kept: Tensor) -> Tensor:
+        """Set what depends on data."""
+
+
+LatentFactory = Callable[[int, int, int], LatentLayer]
+"""Channels that stay, channels that go on (0: last scale) and side to the latent's layer."""
+
+
+class IndependentLatent(ActNorm):
+    """One learned affine per dimension, whatever goes on: z_i ~ N(0, I) on its own (S1.3)."""
+
+    takes_first = True
+
+    def __init__(self, kept: int, onward: int, size: int) -> None:
+        super().__init__(kept * size**2)
+
+    def standardise(self, kept: Tensor, onward: Tensor) -> tuple[Tensor, Tensor]:
+        return self(kept), self.log_scale.sum()
+
+    def restore(self, latent: Tensor, onward: Tensor) -> Tensor:
+        return self.inverse(latent)
+
+
+class Scale(nn.Module):
+    """Squeeze 2×2, K steps, and the layer of the part that becomes this scale's latent."""
+
+    latent: LatentLayer
+
+    def __init__(
+        self,
+        channels: int,
+        size: int,
+        last: bool,
+        steps: Iterable[nn.Module],
+        latent: LatentFactory,
+    ) -> None:
         """``channels`` and ``size`` are those after the squeeze."""
         super().__init__()
-        self.last = last
-        self.steps = nn.ModuleList(
-            FlowStep(channels, lambda given, wanted: CouplingNetwork(given, wanted, hidden))
-            for _ in range(depth)
-        )
-        self.latent_shape = (channels if last else channels // 2, size, size)
-        self.latent = ActNorm(math.prod(self.latent_shape))
+        kept = channels if last else channels // 2
+        self.steps = nn.ModuleList(steps)
+        self.latent = latent(kept, channels - kept, size)
+        self.latent_shape = (kept, size, size)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The first half of the channels stays here, the second half goes on (authors)."""
-        kept = x.shape[1] if self.last else x.shape[1] // 2
-        return x[:, :kept].flatten(1), x[:, kept:]
+        """What stays, flattened, and what goes on: nothing of the last scale."""
+        kept, onward = self.latent_shape[0], x.shape[1] - self.latent_shape[0]
+        if self.latent.takes_first:
+            first, second = x.split((kept, onward), dim=1)
+            return first.flatten(1), second
+        first, second = x.split((onward, kept), dim=1)
+        return second.flatten(1), first
+
+    def join(self, kept: Tensor, onward: Tensor) -> Tensor:
+        kept = kept.unflatten(1, self.latent_shape)
+        return torch.cat((kept, onward) if self.latent.takes_first else (onward, kept), dim=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latent N×d, what goes on to the next scale, and log|det| of the scale, N."""
         x = F.pixel_unshuffle(x, 2)
-        log_det = self.latent.log_scale.sum()
+        log_det = x.new_zeros(len(x))
         for step in self.steps:
             x, step_log_det = step(x)
             log_det = log_det + step_log_det
         kept, onward = self.split(x)
-        return self.latent(kept), onward, log_det
+        latent, latent_log_det = self.latent.standardise(kept, onward)
+        return latent, onward, log_det + latent_log_det
 
     def inverse(self, latent: Tensor, onward: Tensor) -> Tensor:
-        kept = self.latent.inverse(latent).unflatten(1, self.latent_shape)
-        x = torch.cat((kept, onward), dim=1)
+        x = self.join(self.latent.restore(latent, onward), onward)
         for step in reversed(self.steps):
             x = step.inverse(x)  # type: ignore[operator]
         return F.pixel_shuffle(x, 2)
@@ -80,25 +147,36 @@ class Glow(LikelihoodModel):
     log p(x) = c_1 + c_2 + c_3 with c_i = log N(z_i; 0, I) + log|det| of scale i (Eq. 3). The map
     from levels to the network's input, v = (x + noise)/256 − 0.5, has log|det| = −D ln 256 and
     comes before everything, so c_1 carries it.
+
+    The variants differ in their steps, in how a latent follows from what stays, or in the density
+    of the latents: ``step``, ``latent`` and :meth:`encode`.
     """
 
     initialised: Tensor
 
     def __init__(
-        self, channels: int, depth: int = 32, hidden: int = 512, size: int = 32, scales: int = 3
+        self,
+        channels: int,
+        depth: int = 32,
+        hidden: int = 512,
+        size: int = 32,
+        scales: int = 3,
+        step: StepFactory = convolutional_step,
+        latent: LatentFactory = IndependentLatent,
     ) -> None:
         super().__init__()
         if size % 2**scales or channels < 1 or depth < 1 or hidden < 1:
             raise UserError(
-                f"no Glow of {scales} scales on {channels}×{size}×{size} images with "
-                f"{depth} steps and {hidden} hidden channels"
+                f"no {type(self).__name__} of {scales} scales on {channels}×{size}×{size} images "
+                f"with {depth} steps and {hidden} hidden channels"
             )
         self.image_shape = (channels, size, size)
         self.scales = scales
-        self.flow = nn.ModuleList(
-            Scale(channels * 2 ** (i + 1), size >> i, depth, hidden, last=i == scales)
-            for i in range(1, scales + 1)
-        )
+        self.flow = nn.ModuleList()
+        for i in range(1, scales + 1):
+            shape = channels * 2 ** (i + 1), size >> i
+            steps = (step(*shape, hidden) for _ in range(depth))
+            self.flow.append(Scale(*shape, i == scales, steps, latent))
         # A buffer, so that a loaded model knows that its data-dependent layers are set.
         self.register_buffer("initialised", torch.tensor(False))
 
@@ -106,14 +184,20 @@ class Glow(LikelihoodModel):
         """v = (x + noise)/256 − 0.5 in the parameters' dtype (S4.1)."""
         return (images.to(next(self.parameters()).dtype) + noise) / LEVELS - 0.5
 
-    def encode(self, v: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Latents z_1 … z_S after their affine, N×d_i each, and contributions N×S to log p(v)."""
-        latents, contributions = [], []
+    def transform(self, v: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Latents z_1 … z_S, N×d_i each, and log|det| of the scales, N×S, without the levels'."""
+        latents, log_dets = [], []
         for scale in self.flow:
             latent, v, log_det = scale(v)
             latents.append(latent)
-            contributions.append(standard_normal_log_prob(latent) + log_det)
-        return latents, torch.stack(contributions, dim=1)
+            log_dets.append(log_det)
+        return latents, torch.stack(log_dets, dim=1)
+
+    def encode(self, v: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Latents z_1 … z_S, N×d_i each, and contributions N×S to log p(v)."""
+        latents, log_dets = self.transform(v)
+        priors = [standard_normal_log_prob(latent) for latent in latents]
+        return latents, torch.stack(priors, dim=1) + log_dets
 
     def decode(self, latents: Sequence[Tensor]) -> Tensor:
         """v from its latents: the inverse of :meth:`encode`."""
@@ -138,12 +222,15 @@ class Glow(LikelihoodModel):
             x = scale.initialise(x)  # type: ignore[operator]
         self.initialised.fill_(True)
 
-    @torch.no_grad()
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+    def draw_latents(self, count: int, generator: torch.Generator) -> list[Tensor]:
+        """Latents z_1 … z_S from the model's own density, in the parameters' type and place."""
         like = next(self.parameters())
-        latents = [
+        return [
             torch.randn(count, math.prod(scale.latent_shape), generator=generator).to(like)  # type: ignore[arg-type]
             for scale in self.flow
         ]
-        v = self.decode(latents)
+
+    @torch.no_grad()
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        v = self.decode(self.draw_latents(count, generator))
         return ((v + 0.5) * LEVELS).floor().clamp(0, LEVELS - 1).to(torch.uint8)
