@@ -9,7 +9,7 @@ from torch import Tensor
 
 from oodflow.errors import UserError
 from oodflow.foreign.graph import Branch, Step, expect, heads_of, part, parts, tensor
-from oodflow.foreign.restricted import Foreign
+from oodflow.foreign.restricted import Foreign, shown
 from oodflow.models.class_conditional import ClassConditionalGlow
 from oodflow.models.glow import Glow
 from oodflow.models.layers import lu_factors
@@ -133,7 +133,7 @@ def _network(coupling: Foreign) -> list[Foreign]:
     layers = list(parts(part(coefficients, "module")).values())
     found = tuple(layer.name for layer in layers)
     if found != NETWORK:
-        raise UserError(f"expected a coupling network of {NETWORK}, found {found!s:.100}")
+        raise UserError(f"expected a coupling network of {NETWORK}, found {shown(found)}")
     return layers
 
 
@@ -159,7 +159,7 @@ def _mixing(layer: Foreign) -> dict[str, Tensor]:
 def _has_small_eps(layer: Foreign) -> None:
     eps = layer.state.get("eps", 0)
     if not isinstance(eps, int | float) or not 0 <= eps <= LARGEST_EPS:
-        raise UserError(f"a {layer.path!r} of the model has eps {eps!r:.20}, where our Glow has 0")
+        raise UserError(f"a {layer.path!r} of the model has eps {shown(eps)}, where our Glow has 0")
 
 
 def _affine(layer: Foreign) -> Affine:

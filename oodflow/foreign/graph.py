@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from oodflow.errors import UserError
-from oodflow.foreign.restricted import Foreign, StoredTensor
+from oodflow.foreign.restricted import Foreign, StoredTensor, shown
 
 __all__ = ["Branch", "Head", "Step", "expect", "heads_of", "part", "parts", "tensor"]
 
@@ -72,8 +72,8 @@ def expect(module: Foreign, wanted: Mapping[str, object], required: bool = False
         found = module.state.get(name, None if required else value)
         if found != value:
             raise UserError(
-                f"a {module.path!r} of the model has {name} {str(found)[:50]!r}, where our Glow "
-                f"has {value!r}"
+                f"a {module.path!r} of the model has {name} {shown(found)}, where our Glow has "
+                f"{value!r}"
             )
     return module
 
@@ -219,7 +219,7 @@ def _layers_to(end: Foreign) -> list[Foreign]:
             # One of the latents of another top, not one half of the channels.
             before, index = _nodes_before(before[0]), node.state.get("index")
             if type(index) is not int or not 0 <= index < len(before):
-                raise UserError(f"a {node.path!r} of the model selects {str(index)[:50]!r}")
+                raise UserError(f"a {node.path!r} of the model selects {shown(index)}")
             before = before[index : index + 1]
         elif node.name == "SelectNode":
             layers.append(node)

@@ -21,6 +21,7 @@ from oodflow.foreign.restricted import (
     StorageType,
     StoredTensor,
     end_of_pickle,
+    shown,
     unpickle,
 )
 
@@ -78,7 +79,7 @@ def _read_zip(path: Path) -> object:
                 # Checked before reading, so that no more is read than the file holds.
                 stored = archive.getinfo(f"{folder}data/{key}").file_size
                 if stored != made.size:
-                    raise Refused(f"storage {key!r} claims {made.size} bytes and has {stored}")
+                    raise Refused(f"storage {shown(key)} claims {made.size} bytes and has {stored}")
                 made.content = bytearray(archive.read(f"{folder}data/{key}"))
             return made
 
@@ -113,7 +114,7 @@ def _read_old(data: bytes) -> object:
         if length != storage.length or end > len(data):
             held = max(len(data) - start, 0)
             raise Refused(
-                f"storage {key!r} claims {storage.size} bytes; "
+                f"storage {shown(key)} claims {storage.size} bytes; "
                 f"the file has {length} elements there, and {held} bytes left"
             )
         storage.content = bytearray(data[start:end])
@@ -134,20 +135,20 @@ def _described_storage(identity: Any, known: dict[str, Storage], file_size: int)
     if kind == "module" and isinstance(type_, type) and issubclass(type_, Foreign):
         return type_
     if kind != "storage" or not isinstance(type_, StorageType):
-        raise Refused(f"it refers to something outside that is not a storage: {str(kind)[:50]!r}")
+        raise Refused(f"it refers to something outside that is not a storage: {shown(kind)}")
     key, _, length, *view = rest
     if any(part is not None for part in view):
-        raise Refused(f"storage {key!r} is a part of another (a format of before PyTorch 0.4)")
+        raise Refused(f"storage {shown(key)} is a part of another (a format of before PyTorch 0.4)")
     if type(key) is not str or type(length) is not int or length < 0:
-        raise Refused(f"storage {str(key)[:50]!r} has no key, or no length")
+        raise Refused(f"storage {shown(key)} has no key, or no length")
     if key not in known:
         known[key] = Storage(type_.dtype, length)
         if known[key].size > file_size:
             raise Refused(
-                f"storage {key!r} claims {known[key].size} bytes, the whole file has {file_size}"
+                f"storage {shown(key)} claims {known[key].size} bytes; the file has {file_size}"
             )
     if (known[key].dtype, known[key].length) != (type_.dtype, length):
-        raise Refused(f"storage {key!r} is described in two ways")
+        raise Refused(f"storage {shown(key)} is described in two ways")
     return known[key]
 
 
@@ -165,8 +166,7 @@ def state_dict_of(saved: object) -> dict[str, Tensor]:
         wrapped = (saved.get(name) for name in WRAPPERS)
         saved = next((inner for inner in wrapped if isinstance(inner, Mapping)), saved)
     if not isinstance(saved, Mapping) or not saved:
-        what = f"an object of {saved.path!r}" if isinstance(saved, Foreign) else repr(saved)[:50]
-        raise UserError(f"expected a state dict, names with a tensor each; got {what}")
+        raise UserError(f"expected a state dict, names with a tensor each; got {shown(saved)}")
     tensors = dict(_named_tensors(saved))
     prefixed = all(name.startswith("module.") for name in tensors)
     return {name.removeprefix("module.") if prefixed else name: t for name, t in tensors.items()}
@@ -176,10 +176,10 @@ def _named_tensors(saved: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
     for name, value in saved.items():
         # Names end up in messages.
         if not isinstance(name, str) or not name.isprintable():
-            raise UserError(f"expected a state dict, names with a tensor each; got {name!r:.50}")
+            raise UserError(f"expected a state dict, names with a tensor each; got {shown(name)}")
         if not isinstance(value, StoredTensor):
             raise UserError(
                 "expected a state dict, names with a tensor each; "
-                f"{name[:50]!r} is a {type(value).__name__}"
+                f"{shown(name)} is a {type(value).__name__}"
             )
         yield name, value.tensor()

@@ -10,7 +10,9 @@ import io
 import math
 import pickle
 import pickletools
+import reprlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +26,7 @@ __all__ = [
     "StorageType",
     "StoredTensor",
     "end_of_pickle",
+    "shown",
     "unpickle",
 ]
 
@@ -34,6 +37,24 @@ MAX_EXPANDED = 2**24
 
 class Refused(Exception):
     """What is wrong with the file; the reader of files adds its name."""
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 100
+
+
+def shown(value: object) -> str:
+    """Something of a file as a part of a message: short and on one line, whatever it is.
+
+    >>> shown("a\\nb"), shown((2, 2)), shown(10**5000)
+    ("'a\\\\nb'", '(2, 2)', 'something of type int')
+    """
+    if isinstance(value, Foreign):
+        return f"an object of {shown(value.path)}"
+    with suppress(ValueError):  # Python refuses to write out very long integers
+        if not isinstance(value, _Inert):
+            return _REPR.repr(value)
+    return f"something of type {type(value).__name__}"
 
 
 class _Inert:
@@ -123,7 +144,7 @@ class Foreign(_Inert):
 
     def __setstate__(self, state: object) -> None:
         if not isinstance(state, dict):
-            raise Refused(f"the state of {self.path!r} is a {type(state).__name__}")
+            raise Refused(f"the state of {shown(self)} is a {type(state).__name__}")
         self.state = state
 
     @property
@@ -219,7 +240,7 @@ def admitted(module: str, name: str) -> object:
         return ADMITTED[module, name]
     if f"{module}.".startswith(ADMITTED_CLASSES):
         return _class_of(f"{module}.{name}")
-    raise Refused(f"it uses {f'{module}.{name}'!r}, which has no place in stored weights")
+    raise Refused(f"it uses {shown(f'{module}.{name}')}, which has no place in stored weights")
 
 
 class _Unpickler(pickle.Unpickler):

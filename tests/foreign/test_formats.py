@@ -106,6 +106,7 @@ def longer(value: Tensor) -> Tensor:
     return torch.cat((value[None], value[None]))[None]
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
 @pytest.mark.parametrize("reshape", [flat, scalar, longer])
 @pytest.mark.parametrize(
     ("format", "name"),

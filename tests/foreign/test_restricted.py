@@ -172,7 +172,7 @@ def test_a_file_cannot_change_what_a_name_stands_for(name: tuple[str, str], stat
     """The opcode BUILD gives state to the object on the stack, here the admitted thing itself."""
     pickled = b"\x80\x02c" + "\n".join(name).encode() + b"\n" + state + b"b."
     before = admitted(*name)
-    # A file can make a NewType of TypeErrors; all of them become the same refusal.
+    # The reader of files turns each of these into a UserError.
     with pytest.raises((Refused, TypeError, AttributeError, pickle.UnpicklingError)):
         unpickle(pickled, lambda identity: None)
     assert admitted(*name) is before
