@@ -150,6 +150,48 @@ def datasets_prepare(name: str, download: bool, data_dir: str) -> None:
 
 
 @cli.command()
+@click.argument("run")
+@click.argument("paths", nargs=-1, required=True)
+@click.option("--out", required=True, help="File to write, .csv or .parquet.")
+@click.option("--resize", is_flag=True, help="Resize images of another size than the model's.")
+@click.option("--device", default=AUTO, show_default=True, help="cpu, cuda, …")
+def score(**given: Any) -> int:
+    """Score image files, or folders of them, under a run's model: one row an image.
+
+    Columns: file, log_prob (noise-free, nats over the 256 levels), scale1 …, last_scale, bpd.
+    Files that cannot be read are listed at the end and make the exit code 1.
+
+    \b
+    Example:
+      oodflow score RUN_ID photos/ one.png --out scores.csv --resize
+    """
+    return import_module("oodflow.workflow.score").command(**given)
+
+
+@cli.command("import-checkpoint")
+@click.argument("file")
+@click.option("--format", required=True, help="authors, glow-pytorch or pixelcnn-pp.")
+@click.option("--dataset", default="", help="Dataset that the model was trained on.")
+@click.option(
+    "--role",
+    type=click.Choice(["in_distribution", "general"]),
+    default="in_distribution",
+    show_default=True,
+    help="What the model is for.",
+)
+def import_checkpoint(**given: Any) -> None:
+    """Make other people's weights a registered run; nothing of the file is executed.
+
+    The last line printed is the run's id.
+
+    \b
+    Example:
+      oodflow import-checkpoint cifar10_glow.th --format authors --dataset cifar10
+    """
+    import_module("oodflow.workflow.import_checkpoint").command(**given)
+
+
+@cli.command()
 @click.option("--preset", default="quick", show_default=True, help="quick or paper")
 @click.option("--device", default=AUTO, show_default=True, help="cpu, cuda, …")
 @click.option("--steps", default=30, show_default=True, help="Updates to measure.")

@@ -16,6 +16,8 @@ from oodflow.errors import UserError
 
 __all__ = [
     "AUTO",
+    "COMPRESSORS",
+    "MODELS",
     "Data",
     "Experiment",
     "Loss",
@@ -33,7 +35,19 @@ __all__ = [
 AUTO = "auto"
 """The default of an option whose value follows from the preset, the data or the registry."""
 
-MODELS = ("glow",)
+MODELS = (
+    "glow",
+    "glow-conditional",
+    "glow-local",
+    "glow-dense",
+    "pixelcnn",
+    "wide-resnet",
+    "png",
+    "webp",
+    "jpeg2000",
+)
+COMPRESSORS = ("png", "webp", "jpeg2000")
+"""Models without parameters: nothing to train, log p(x) = −bits·ln 2."""
 OUTLIER_LOSSES = ("none", "binary", "margin")
 PRECISIONS = ("fp32", "tf32", "bf16")
 
@@ -48,12 +62,18 @@ def option(help: str, default: Any = AUTO, choices: tuple[str, ...] = (), name: 
 
 @dataclass(frozen=True)
 class Model:
-    """Architecture of a density model (METHOD: Glow S1.1)."""
+    """Architecture of a model; what a family does not have is 0.
+
+    ``classes`` above 0 makes a Glow class-conditional; ``mixtures`` are PixelCNN++'s components.
+    """
 
     channels: int
     name: str = option("model family", "glow", MODELS, name="model")
-    depth: int = option("steps K of a scale; auto: from the preset")
-    hidden: int = option("hidden channels of the coupling networks; auto: from the preset")
+    depth: int = option("Glow: steps a scale; PixelCNN++: blocks a stage; Wide-ResNet: depth")
+    hidden: int = option("Glow: hidden channels; PixelCNN++: filters; Wide-ResNet: width")
+    classes: int = 0
+    mixtures: int = 0
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +86,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Loss:
-    """Outlier loss added to the negative log-likelihood (S4.4, S7.5); inert when none."""
+    """Outlier loss added to the negative log-likelihood (S4.4, S7.5); inert when none.
+
+    The binary classifier (S9) has ``classifier`` here: the outliers are its other class.
+    """
 
     outlier_loss: str = option("loss against an outlier dataset", "none", OUTLIER_LOSSES)
     outlier_dataset: str = option("outlier images; auto: the dataset's general set")

@@ -39,6 +39,7 @@ class Start:
 
     init: str = option("start: own, a run id, a models:/ URI; auto: the newest general model")
     general: str = option("contrast of the binary loss: a run id, a models:/ URI; auto: newest")
+    supervised: bool = option("class-conditional Glow, trained with the labels", False)
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,11 @@ class Evaluation:
     """Which models are evaluated against which."""
 
     run: str = option("run id or models:/ URI; auto: all newest in-distribution models")
-    general: str = option("general model: a run id, a models:/ URI, none; auto: newest")
+    general: str = option(
+        "general model: a run id, a models:/ URI, png, webp, jpeg2000, none; auto: newest"
+    )
     general_outlier: str = option("general model of Diff†: likewise; auto: newest of the seed")
+    inlier_fold: str = option("fold of the in-distribution images", "test", ("test", "train"))
     ood: str = option("comma-separated outlier datasets; auto: the catalogue's that are present")
     limit: int = option("use only the first N test images; 0: all", 0)
     device: str = option("cpu, cuda, cuda:1, …; auto: the first GPU, else the CPU")

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from oodflow.errors import UserError, unknown_name
-from oodflow.experiment import AUTO, Data, Experiment, Loss, Model, Optimisation
+from oodflow.experiment import AUTO, COMPRESSORS, Data, Experiment, Loss, Model, Optimisation
 
 __all__ = ["PAPER_STEPS", "architecture", "build_experiment", "loss_of"]
 
@@ -16,7 +16,7 @@ PAPER_STEPS = 250 * (50_000 // 64)
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings of one model; ``steps`` 0 means ``epochs`` passes, ``report_every`` 0 one pass."""
+    """Settings of one model; steps of 0 mean ``epochs`` passes, ``report_every`` 0 one pass."""
 
     depth: int
     hidden: int
@@ -30,21 +30,60 @@ class Preset:
     scratch_steps: int
     general_steps: int
     finetune_steps: int
+    mixtures: int = 0
+    dropout: float = 0.0
 
+
+QUICK_GLOW = Preset(
+    depth=4, hidden=32, batch_size=64, lr=4e-3, finetune_lr=2e-3, weight_decay=5e-5,
+    warmup=50, report_every=50,
+    epochs=0, scratch_steps=1000, general_steps=1000, finetune_steps=300,
+)  # fmt: skip
+PAPER_GLOW = Preset(
+    depth=32, hidden=512, batch_size=64, lr=5e-4, finetune_lr=5e-4, weight_decay=5e-5,
+    warmup=0, report_every=0,
+    epochs=250, scratch_steps=0, general_steps=PAPER_STEPS, finetune_steps=0,
+)  # fmt: skip
+NOTHING = Preset(
+    depth=0, hidden=0, batch_size=1, lr=1.0, finetune_lr=1.0, weight_decay=0.0,
+    warmup=0, report_every=1, epochs=0, scratch_steps=1, general_steps=1, finetune_steps=1,
+)  # fmt: skip
 
 PRESETS: Mapping[tuple[str, str], Preset] = {
-    ("glow", "quick"): Preset(
-        depth=4, hidden=32, batch_size=64, lr=4e-3, finetune_lr=2e-3, weight_decay=5e-5,
-        warmup=50, report_every=50,
-        epochs=0, scratch_steps=1000, general_steps=1000, finetune_steps=300,
+    ("glow", "quick"): QUICK_GLOW,
+    ("glow", "paper"): PAPER_GLOW,
+    ("glow-conditional", "quick"): QUICK_GLOW,
+    ("glow-conditional", "paper"): PAPER_GLOW,
+    ("glow-local", "quick"): QUICK_GLOW,
+    ("glow-local", "paper"): PAPER_GLOW,
+    ("glow-dense", "quick"): replace(
+        QUICK_GLOW, depth=2, hidden=64, scratch_steps=500, general_steps=500
     ),
-    ("glow", "paper"): Preset(
-        depth=32, hidden=512, batch_size=64, lr=5e-4, finetune_lr=5e-4, weight_decay=5e-5,
-        warmup=0, report_every=0,
-        epochs=250, scratch_steps=0, general_steps=PAPER_STEPS, finetune_steps=0,
+    ("glow-dense", "paper"): replace(PAPER_GLOW, depth=8),
+    ("pixelcnn", "quick"): Preset(
+        depth=1, hidden=8, mixtures=5, batch_size=32, lr=5e-3, finetune_lr=3e-3, weight_decay=0.0,
+        warmup=0, report_every=100,
+        epochs=0, scratch_steps=800, general_steps=800, finetune_steps=300,
     ),
+    ("pixelcnn", "paper"): Preset(
+        depth=5, hidden=120, mixtures=10, dropout=0.5, batch_size=16, lr=2e-4, finetune_lr=2e-4,
+        weight_decay=0.0, warmup=0, report_every=0,
+        epochs=120, scratch_steps=0, general_steps=120 * (50_000 // 16), finetune_steps=0,
+    ),
+    ("wide-resnet", "quick"): Preset(
+        depth=10, hidden=1, batch_size=64, lr=0.1, finetune_lr=0.1, weight_decay=5e-4,
+        warmup=20, report_every=50,
+        epochs=0, scratch_steps=300, general_steps=300, finetune_steps=300,
+    ),
+    ("wide-resnet", "paper"): Preset(
+        depth=28, hidden=10, dropout=0.3, batch_size=128, lr=0.1, finetune_lr=0.1,
+        weight_decay=5e-4, warmup=0, report_every=0,
+        epochs=200, scratch_steps=0, general_steps=0, finetune_steps=0,
+    ),
+    **{(name, preset): NOTHING for name in COMPRESSORS for preset in ("quick", "paper")},
 }  # fmt: skip
-"""S4.1 for the paper's settings; the quick ones show the effect in minutes on a CPU."""
+"""S4.1, S4.2 and S9 for the paper's settings; the quick ones show the effect in minutes on a CPU.
+PixelCNN++'s batch is that of its public implementation, 16."""
 
 OUTLIER_WEIGHTS = {"binary": 6000.0, "margin": 1.0}
 """λ of S4.4, and the plain margin loss of S7.5."""
@@ -76,26 +115,45 @@ def _not_negative(name: str, value: Any) -> Any:
 def architecture(given: Mapping[str, Any], channels: int) -> Model:
     """The model that the options and their preset describe, for images of so many channels."""
     preset = _preset(given)
+    name = given["model"]
+    if name in COMPRESSORS:
+        return Model(channels, name, 0, 0)
     return Model(
-        name=given["model"],
+        channels=channels,
+        name=name,
         depth=_positive("depth", _or(given["depth"], preset.depth)),
         hidden=_positive("hidden", _or(given["hidden"], preset.hidden)),
-        channels=channels,
+        mixtures=preset.mixtures,
+        dropout=preset.dropout,
     )
 
 
 def loss_of(given: Mapping[str, Any], general: str) -> Loss:
-    """The outlier loss that the options describe; ``general`` is the dataset's general set."""
-    name = given.get("outlier_loss", "none")
-    if name == "none":
-        return Loss("none", "", 0.0, 0.0)
-    dataset = _or(given["outlier_dataset"], general)
-    if not dataset:
-        raise UserError(
-            "the dataset has no general set to take outliers from; name one with --outlier-dataset"
-        )
-    temperature = _positive("temperature", given["temperature"]) if name == "binary" else 0.0
-    weight = _positive("outlier_weight", _or(given["outlier_weight"], OUTLIER_WEIGHTS[name]))
+    """The outlier loss that the options describe; ``general`` is the dataset's general set.
+
+    The classifier has the general set as its other class. Supervised training uses T and λ for
+    the wrong classes too, hence without an outlier loss as well (METHOD 5).
+    """
+    name = (
+        "classifier" if given.get("model") == "wide-resnet" else given.get("outlier_loss", "none")
+    )
+    supervised = given.get("supervised", False)
+    dataset = ""
+    if name != "none":
+        dataset = _or(given.get("outlier_dataset", AUTO), general)
+        if not dataset:
+            raise UserError(
+                "the dataset has no general set to take outliers from; name one with "
+                "--outlier-dataset"
+            )
+    temperature = weight = 0.0
+    if name == "binary" or supervised:
+        temperature = _positive("temperature", given["temperature"])
+        weight = OUTLIER_WEIGHTS["binary"]
+    if name == "margin":
+        weight = OUTLIER_WEIGHTS[name]
+    if weight:
+        weight = _positive("outlier_weight", _or(given["outlier_weight"], weight))
     return Loss(name, dataset, temperature, weight)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from oodflow.errors import UserError
+from oodflow.models.class_conditional import ClassConditionalGlow
 from oodflow.models.likelihood import NOISE_FREE, LikelihoodModel
 
 __all__ = ["NOISE_CHUNK", "dequantisation_noise", "read_table", "score_images", "write_table"]
@@ -84,7 +85,8 @@ def score_images(
     Columns: ``index`` 0 … N − 1 and ``label`` (−1 where there is none), int64; ``log_prob``, the
     noise-free log p(x) (S4.5), and for models with scales its contributions ``scale1`` …
     ``scaleS`` (Eq. 3); ``log_prob_dequantised`` with one sample of :func:`dequantisation_noise`
-    (for BPD, S7.1). All float64; non-finite values stay as they are.
+    (for BPD, S7.1); and ``predicted``, the likeliest class under a class-conditional model, int64.
+    Log-likelihoods are float64; non-finite values stay as they are.
 
     ``device`` is where the model lives; ``on_progress`` gets the number of images of each batch
     once it is queued there. Raises UserError for images the model cannot take.
@@ -101,17 +103,23 @@ def score_images(
         raise UserError(f"{count} images have {len(labels)} labels; give one label an image")
 
     noise_free, dequantised = [], []
+    predicted = []
     with evaluation_mode(model), torch.inference_mode():
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)
             images = pixels[start:stop].to(device, non_blocking=True)
-            noise = dequantisation_noise(start, stop, model.image_shape, seed)
             noise_free.append(model(images, NOISE_FREE))
-            dequantised.append(model(images, noise.to(device, non_blocking=True)))
+            if isinstance(model, ClassConditionalGlow):
+                predicted.append(model.class_log_probs(images, NOISE_FREE).argmax(1))
+            if model.uses_noise:
+                noise = dequantisation_noise(start, stop, model.image_shape, seed)
+                dequantised.append(model(images, noise.to(device, non_blocking=True)))
             if on_progress is not None:
                 on_progress(stop - start)
         # The device may still be computing: it is waited for here, once, not in every batch.
-        both = torch.stack([torch.cat(noise_free), torch.cat(dequantised)]).cpu()
+        clean_values = torch.cat(noise_free)
+        noisy_values = torch.cat(dequantised) if model.uses_noise else clean_values
+        both = torch.stack([clean_values, noisy_values]).cpu()
     # Summed in float64 on the CPU: not every device has it, and it keeps Σ c_i = log p exactly.
     clean, noisy = both.double().numpy()
 
@@ -123,6 +131,8 @@ def score_images(
     }
     if model.scales > 1:
         columns |= {f"scale{i + 1}": clean[:, i] for i in range(model.scales)}
+    if predicted:
+        columns["predicted"] = torch.cat(predicted).cpu().numpy()
     return pd.DataFrame(columns | {"log_prob_dequantised": noisy.sum(axis=1)})
 
 

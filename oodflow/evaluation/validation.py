@@ -48,7 +48,9 @@ class Validation:
     def __call__(self, model: LikelihoodModel) -> dict[str, float]:
         """``valid/bpd`` and ``valid/auroc/<ood>/<score>`` of the model as it is now."""
         tables = {name: self._score(model, images) for name, images in self._sets.items()}
-        metrics = {"valid/bpd": bits_per_dimension_mean(tables[""], model.image_shape)}
+        metrics = {}
+        if model.is_density:
+            metrics["valid/bpd"] = bits_per_dimension_mean(tables[""], model.image_shape)
         scores = {
             name: compute_scores(table, general=self._general[name])
             for name, table in tables.items()

@@ -72,6 +72,8 @@ class Compressor(LikelihoodModel):
 
     scales = 1
 
+    uses_noise = False
+
     def __init__(self, channels: int, codec: str) -> None:
         super().__init__()
         if codec not in CODECS:

@@ -30,6 +30,12 @@ class LikelihoodModel(nn.Module):
     scales: int
     """Number of contributions a log-likelihood is made of."""
 
+    uses_noise: bool = True
+    """Whether dequantisation noise enters; models of the discrete pixels ignore it."""
+
+    is_density: bool = True
+    """Whether the values are log-densities of images; a classifier's are not, and have no BPD."""
+
     def log_prob(self, images: Tensor, noise: Tensor | float = NOISE_FREE) -> Tensor:
         """log p(x) in nats per image, shape N: the sum of the contributions."""
         return self(images, noise).sum(dim=1)

@@ -53,6 +53,8 @@ class PixelCNN(LikelihoodModel):
 
     scales = 1
 
+    uses_noise = False
+
     def __init__(
         self,
         channels: int,

@@ -38,6 +38,7 @@ class WideResNet(LikelihoodModel):
     """
 
     is_density = False
+    uses_noise = False
     scales = 1
 
     def __init__(

@@ -9,7 +9,7 @@ from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
 from oodflow.tracking.store import Store
 
-__all__ = ["auroc_frame", "bpd_frame", "registered_runs"]
+__all__ = ["auroc_frame", "bpd_frame", "comparison_frame", "registered_runs"]
 
 IDENTITY = (
     "model",
@@ -32,7 +32,11 @@ def registered_runs(store: Store) -> tuple[list[RunInfo], int]:
 
     Runs of the same identity count once, the newest; the others are the older ones.
     """
-    found = runs.find(store, {"registered": "true"}, status="FINISHED")
+    found = [
+        run
+        for run in runs.find(store, {"registered": "true"}, status="FINISHED")
+        if run.tags["kind"] in ("train", "finetune") and run.tags.get("dataset")
+    ]
     newest: dict[tuple[str, ...], RunInfo] = {}
     for run in found:
         newest.setdefault(tuple(run.tags.get(tag, "") for tag in IDENTITY), run)
@@ -44,43 +48,83 @@ def registered_runs(store: Store) -> tuple[list[RunInfo], int]:
     return chosen, len(found) - len(chosen)
 
 
-def auroc_frame(chosen: Iterable[RunInfo], model: str = "glow") -> pd.DataFrame:
-    """AUROCs of in-distribution models finetuned from the general one, for the detection table."""
-    rows = []
-    for run in chosen:
-        tags = run.tags
-        if tags["role"] != "in_distribution" or tags["init"] != "general" or tags["model"] != model:
-            continue
-        facts = CATALOG.get(tags["dataset"])
-        oods = dict.fromkeys(facts.ood if facts else ())
-        oods |= dict.fromkeys(
-            name.split("/")[1] for name in run.metrics if name.startswith("auroc/")
+def auroc_frame(chosen: Iterable[RunInfo], model: str) -> pd.DataFrame:
+    """AUROCs of one family's in-distribution models, for the detection table.
+
+    Those finetuned from the general model; classifiers are trained from scratch.
+    """
+    start = "scratch" if model == "wide-resnet" else "general"
+    rows = [
+        (
+            run.run_id,
+            int(run.tags["seed"]),
+            run.tags["dataset"],
+            run.tags["setting"],
+            # A classifier's outliers are its other class, not an outlier loss.
+            run.tags["outlier_loss"].replace("classifier", "none"),
+            ood,
+            score,
+            value,
         )
-        for ood in oods:
-            for name, value in run.metrics.items():
-                kind, _, rest = name.partition("/")
-                if kind == "auroc" and rest.startswith(f"{ood}/") and ood != "mean":
-                    rows.append(
-                        (
-                            run.run_id,
-                            int(tags["seed"]),
-                            tags["dataset"],
-                            tags["setting"],
-                            tags["outlier_loss"],
-                            ood,
-                            rest.rpartition("/")[2],
-                            value,
-                        )
-                    )
+        for run in chosen
+        if run.tags["role"] == "in_distribution"
+        and run.tags["init"] == start
+        and run.tags["model"] == model
+        for ood, score, value in _aurocs(run)
+    ]
     return pd.DataFrame(rows, columns=list(AUROC_COLUMNS))
 
 
-def bpd_frame(chosen: Iterable[RunInfo], model: str = "glow") -> pd.DataFrame:
+def _aurocs(run: RunInfo, prefix: str = "auroc/") -> list[tuple[str, str, float]]:
+    """(outlier dataset, score, AUROC) of a run, the catalogue's outlier datasets first."""
+    found = []
+    for name, value in run.metrics.items():
+        if name.startswith(prefix) and not name.startswith(f"{prefix}mean/"):
+            ood, _, score = name.removeprefix(prefix).rpartition("/")
+            found.append((ood, score, value))
+    facts = CATALOG.get(run.tags["dataset"])
+    order = {ood: place for place, ood in enumerate(facts.ood if facts else ())}
+    found.sort(key=lambda row: order.get(row[0], len(order)))
+    return found
+
+
+def comparison_frame(store: Store) -> pd.DataFrame:
+    """AUROC of the ratio to each general distribution, from evaluations: the newest of a seed.
+
+    Columns: run_id, seed, model, dataset, fold, ood, general, auroc. ``general`` is none (the raw
+    likelihood), the name of the general model's family, or that name with `` alone``.
+    """
+    rows: dict[tuple[str, ...], tuple[str, float]] = {}
+    for run in runs.find(store, {"kind": "evaluate", "registered": "true"}, status="FINISHED"):
+        tags = run.tags
+        if tags.get("outlier_loss") != "none" or tags.get("setting") != "unsupervised":
+            continue
+        fold = tags["inlier_fold"]
+        names = {
+            "raw": "none",
+            "diff": tags["general_model"],
+            "general": f"{tags['general_model']} alone",
+        }
+        for ood, score, value in _aurocs(run, "train_fold/auroc/" if fold == "train" else "auroc/"):
+            if score in names:
+                key = (tags["seed"], tags["model"], tags["dataset"], fold, ood, names[score])
+                rows.setdefault(key, (run.run_id, value))
+    columns = ["seed", "model", "dataset", "fold", "ood", "general"]
+    frame = pd.DataFrame([(*key, *value) for key, value in rows.items()],
+                         columns=[*columns, "run_id", "auroc"])  # fmt: skip
+    return frame.astype({"seed": int})
+
+
+def bpd_frame(chosen: Iterable[RunInfo], model: str) -> pd.DataFrame:
     """BPD on in-distribution datasets under the general, from-scratch and finetuned models."""
     rows = []
     for run in chosen:
         tags = run.tags
-        if tags["model"] != model or tags["outlier_loss"] != "none":
+        if (tags["model"], tags["outlier_loss"], tags["setting"]) != (
+            model,
+            "none",
+            "unsupervised",
+        ):
             continue
         kind = {"scratch": "scratch", "general": "finetuned"}.get(tags["init"])
         if tags["role"] == "general":

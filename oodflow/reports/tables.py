@@ -20,6 +20,8 @@ __all__ = [
     "Row",
     "Table",
     "bpd_table",
+    "comparison_table",
+    "correlation_table",
     "detection_table",
 ]
 
@@ -35,6 +37,7 @@ class Measure:
 
 AUROC_PERCENT = Measure(scale=100.0, digits=1, higher_is_better=True)
 BITS_PER_DIMENSION = Measure(scale=1.0, digits=2, higher_is_better=False)
+CORRELATION = Measure(scale=1.0, digits=2, higher_is_better=True)
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ SeedValues = dict[int, tuple[float, tuple[str, ...]]]
 """Seed → its value and the runs behind it; the cells are made of these."""
 
 
-def detection_table(frame: pd.DataFrame) -> Table:
+def detection_table(frame: pd.DataFrame, model: str = "") -> Table:
     """AUROC in the layout of Table S2: in-distribution × outlier dataset by training and score.
 
     ``frame`` has a number a row: run_id, seed, dataset, setting, outlier_loss, ood, score, auroc
@@ -156,7 +159,7 @@ def detection_table(frame: pd.DataFrame) -> Table:
         overall = [_mean_per_seed(column) for column in zip(*means.values(), strict=True)]
         rows.append(_row((ALL, MEAN), overall))
     return Table(
-        title="Anomaly detection performance",
+        title="Anomaly detection performance" + (f" of {model}" if model else ""),
         caption=(
             f"AUROC in %, test fold against test fold. {SPREAD} "
             f"{MEAN} rows average within a seed first."
@@ -171,7 +174,59 @@ def detection_table(frame: pd.DataFrame) -> Table:
     )
 
 
-def bpd_table(frame: pd.DataFrame) -> Table:
+def comparison_table(frame: pd.DataFrame) -> Table:
+    """AUROC of the ratio by general distribution: none, a compressor, Glow, PixelCNN++ (METHOD 6).
+
+    ``frame`` has a number a row: run_id, seed, model, dataset, fold, ood, general, auroc. Rows of
+    training-fold inliers say so: they are not comparable with the others (S6).
+    """
+    place = ["model", "dataset", "fold", "ood", "general"]
+    _check(frame, [*place, "seed"], value="auroc", known={})
+    numbers = _by_place(frame, place, "auroc")
+    generals = sorted(frame["general"].unique(), key=lambda name: (name != "none", name))
+    lines = frame[place[:4]].drop_duplicates().sort_values(place[:3], kind="stable")
+    return Table(
+        title="General distributions",
+        caption=(
+            "AUROC in % of the ratio to each general distribution; none is the raw likelihood, "
+            "alone is the general distribution's own likelihood."
+        ),
+        row_header=("Model", "In-dist", "Out-dist"),
+        columns=tuple(("General distribution", name) for name in generals),
+        rows=tuple(
+            _row(
+                (model, dataset + (" (training fold)" if fold == "train" else ""), ood),
+                [numbers.get((model, dataset, fold, ood, name), {}) for name in generals],
+            )
+            for model, dataset, fold, ood in lines.itertuples(index=False, name=None)
+        ),
+        measure=AUROC_PERCENT,
+    )
+
+
+def correlation_table(frame: pd.DataFrame) -> Table:
+    """Spearman correlation of two families' raw likelihoods over the images of a dataset.
+
+    ``frame`` has a number a row: run_id, seed, first, second, dataset, correlation.
+    """
+    place = ["first", "second", "dataset"]
+    _check(frame, [*place, "seed"], value="correlation", known={})
+    numbers = _by_place(frame, place, "correlation")
+    datasets = list(frame["dataset"].unique())
+    pairs = frame[["first", "second"]].drop_duplicates().itertuples(index=False, name=None)
+    return Table(
+        title="Rank correlation of likelihoods between models",
+        caption="Spearman correlation over the test fold of each dataset, same seed.",
+        row_header=("Model", "Model"),
+        columns=tuple(("Images", name) for name in datasets),
+        rows=tuple(
+            _row(pair, [numbers.get((*pair, name), {}) for name in datasets]) for pair in pairs
+        ),
+        measure=CORRELATION,
+    )
+
+
+def bpd_table(frame: pd.DataFrame, model: str = "") -> Table:
     """Bits per dimension in the layout of Table S1: dataset by kind of model.
 
     ``frame`` has a number a row: run_id, seed, dataset, kind (general, scratch, finetuned), bpd.
@@ -181,7 +236,7 @@ def bpd_table(frame: pd.DataFrame) -> Table:
     kinds = [kind for kind in KIND_NAMES if kind in set(frame["kind"])]
     numbers = _by_place(frame, ["dataset", "kind"], "bpd")
     return Table(
-        title="Maximum-likelihood performance",
+        title="Maximum-likelihood performance" + (f" of {model}" if model else ""),
         caption=(
             "Bits per dimension on the test fold, one sample of dequantisation noise an image; "
             f"lower is better. {SPREAD}"

@@ -122,11 +122,14 @@ def log_metrics(store: Store, run_id: str, metrics: Mapping[str, float], step: i
 def log_reports(store: Store, run_id: str, reports: Iterable[tuple[int, Mapping[str, float]]],
                 resumed: bool = False) -> None:  # fmt: skip
     """Log reports of a training, each step once; after a resume those there are left alone."""
-    there = {
-        metric.step for metric in store.client.get_metric_history(run_id, "train/bpd")
-    } if resumed else set()  # fmt: skip
+    logged: dict[str, set[int]] = {}
     for step, metrics in reports:
-        if step not in there:
+        # A report is logged in one request: where one of its metrics is, all are.
+        first = min(metrics)
+        if resumed and first not in logged:
+            history = store.client.get_metric_history(run_id, first)
+            logged[first] = {metric.step for metric in history}
+        if step not in logged.get(first, ()):
             log_metrics(store, run_id, metrics, step)
 
 

@@ -127,9 +127,11 @@ def load_model(path: Path) -> tuple[LikelihoodModel, Experiment, str]:
     """A model with its weights, its experiment, and the weights' digest."""
     tensors, facts = _load(path)
     experiment = _experiment(path, facts)
-    model = build_model(experiment.model)
+    # No random weights that are replaced at once: a dense Glow's projections take seconds each.
+    with torch.device("meta"):
+        model = build_model(experiment.model)
     try:
-        model.load_state_dict(tensors)
+        model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         what = str(error).splitlines()[0]
         raise UserError(f"{path} does not fit its {experiment.model.name}: {what}") from error

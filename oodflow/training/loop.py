@@ -1,19 +1,19 @@
 """The training loop: batches in, reports out, resumable at every report (S4.1, S4.3)."""
 
-import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from oodflow.data.batches import Batch, Batches
+from oodflow.data.batches import Batches, step_generator
 from oodflow.experiment import Experiment
 from oodflow.models.build import build_model
 from oodflow.models.likelihood import LikelihoodModel, bits_per_dimension
-from oodflow.training.losses import outlier_loss
-from oodflow.training.stabilisation import gradients_finite, stable_log_probs
+from oodflow.training.objective import Outcome, objective
+from oodflow.training.optimisers import learning_rate, make_optimiser
+from oodflow.training.stabilisation import gradients_finite
 
 __all__ = ["Report", "Trainer", "initialise", "new_model", "precision_context", "resolve_device"]
 
@@ -87,10 +87,7 @@ class Trainer:
         self.contrast = contrast.eval().requires_grad_(False) if contrast else None
         self.timed = timed
         self.step = 0
-        settings = experiment.optimisation
-        self.optimiser = torch.optim.Adamax(
-            model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, foreach=True
-        )
+        self.optimiser = make_optimiser(experiment, model.parameters())
 
     def optimiser_tensors(self) -> dict[str, Tensor]:
         """The optimiser's state as named tensors: parameter's position, then the state's name."""
@@ -138,59 +135,34 @@ class Trainer:
         with self.timed("data"):
             inliers = self.inliers.at(self.step)
             outliers = self.outliers.at(self.step) if self.outliers else None
-        with self.timed("forward"):
-            loss = self._loss(inliers, outliers, totals)
-        if loss is None:
-            totals.skipped_batches += 1
+        with self.timed("forward"), self._seeded_dropout():
+            outcome = objective(self.experiment, self.model, self.contrast, inliers, outliers)
+        totals.count(outcome)
+        if outcome.loss is None:
             return
         with self.timed("backward"):
             self.optimiser.zero_grad()
-            loss.backward()
+            outcome.loss.backward()
         with self.timed("optimiser"):
             if not gradients_finite(self.model.parameters()):
                 totals.skipped_updates += 1
                 return
-            settings = self.experiment.optimisation
+            rate = learning_rate(self.experiment, self.step, self.inliers.steps_per_pass)
             for group in self.optimiser.param_groups:
-                group["lr"] = settings.lr * min(1.0, (self.step + 1) / max(settings.warmup, 1))
+                group["lr"] = rate
             self.optimiser.step()
 
-    def _loss(self, inliers: Batch, outliers: Batch | None, totals: "_Totals") -> Tensor | None:
-        """Mean negative log-likelihood plus outlier loss in nats; None where S4.3 skips it."""
-        images, noise = inliers.images, inliers.noise
-        sizes: tuple[int, ...] = (len(images),)
-        contrast = None
-        if outliers is not None:
-            # Both batches in one pass: no layer mixes images, so the numbers are the same.
-            images = torch.cat((images, outliers.images))
-            noise = torch.cat((noise, outliers.noise))
-            sizes += (len(outliers.images),)
-            if self.contrast is not None:
-                with torch.no_grad():
-                    contrast = self.contrast.log_prob(outliers.images, outliers.noise)
-        stable = stable_log_probs(self.model.log_prob, images, noise, sizes, contrast)
-        totals.dropped_images += stable.dropped
-        if stable.log_probs is None:
-            return None
-        inlier_log_prob = stable.log_probs[0]
-        totals.add("log_prob", inlier_log_prob)
-        loss = -inlier_log_prob.mean()
-        if outliers is None:
-            return loss
-        outlier_log_prob = stable.log_probs[1]
-        if stable.dropped:
-            inlier_kept, outlier_kept = stable.kept
-            contrast = contrast[outlier_kept] if contrast is not None else None
-            if self.experiment.loss.outlier_loss == "margin":
-                pairs = inlier_kept & outlier_kept
-                inlier_log_prob = inlier_log_prob[pairs[inlier_kept]]
-                outlier_log_prob = outlier_log_prob[pairs[outlier_kept]]
-        dimensions = math.prod(self.model.image_shape)
-        term = outlier_loss(
-            self.experiment.loss, inlier_log_prob, outlier_log_prob, contrast, dimensions
-        )
-        totals.add("outlier_loss", term.view(1))
-        return loss + term
+    @contextmanager
+    def _seeded_dropout(self) -> Iterator[None]:
+        """Dropout that, like all randomness, is a function of seed and position."""
+        if not self.experiment.model.dropout:
+            yield
+            return
+        device = self.inliers.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            generator = step_generator(self.experiment.seed, "dropout", self.step)
+            torch.manual_seed(generator.initial_seed())
+            yield
 
 
 class _Totals:
@@ -202,9 +174,17 @@ class _Totals:
         self.image_shape = image_shape
         self.dropped_images = self.skipped_batches = self.skipped_updates = 0
 
-    def add(self, name: str, values: Tensor) -> None:
-        values = values.detach()
-        self.sums[name] += torch.stack((values.sum(), torch.ones_like(values).sum()))
+    def count(self, outcome: Outcome) -> None:
+        """Add what one update came to."""
+        self.dropped_images += outcome.dropped
+        self.skipped_batches += outcome.loss is None
+        for name, values in (
+            ("log_prob", outcome.log_prob),
+            ("outlier_loss", outcome.outlier_loss),
+        ):
+            if values is not None:
+                values = values.detach().view(-1)
+                self.sums[name] += torch.stack((values.sum(), torch.ones_like(values).sum()))
 
     def mean(self, name: str) -> Tensor:
         total, count = self.sums[name]

@@ -1,11 +1,18 @@
 """Losses on log-likelihoods in nats per image: two that push outliers away (S4.4, S7.5)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from oodflow.experiment import Loss
 
-__all__ = ["binary_outlier_loss", "margin_outlier_loss", "outlier_loss"]
+__all__ = [
+    "binary_outlier_loss",
+    "classifier_loss",
+    "margin_outlier_loss",
+    "outlier_loss",
+    "wrong_class_loss",
+]
 
 
 def binary_outlier_loss(
@@ -15,7 +22,6 @@ def binary_outlier_loss(
 
     ``contrast_log_prob`` belongs to the frozen model p_g, of the same images with the same noise.
 
-    >>> import torch
     >>> binary_outlier_loss(torch.zeros(2), torch.zeros(2), 1000.0, 6000.0).item() / 6000
     0.6931...
     """
@@ -27,11 +33,33 @@ def margin_outlier_loss(
 ) -> Tensor:
     """Mean over pairs of relu(margin + nll_in − nll_out), nll in nats, nll_in detached (S7.5).
 
-    >>> import torch
     >>> margin_outlier_loss(torch.tensor([-5.0]), torch.tensor([-7.0]), 3.0, 1.0).item()
     1.0
     """
     return weight * F.relu(margin - inlier_log_prob.detach() + outlier_log_prob).mean()
+
+
+def wrong_class_loss(
+    class_log_prob: Tensor, labels: Tensor, contrast_log_prob: Tensor, loss: Loss
+) -> Tensor:
+    """The binary loss of every image and wrong class, log p(x|wrong class) in place of log p_in.
+
+    ``class_log_prob`` is N×classes, labels and ``contrast_log_prob`` are N. Averaged over all
+    N·classes cells, those of the true class counting as 0 (METHOD 5, authors).
+    """
+    gap = (contrast_log_prob[:, None] - class_log_prob) / loss.temperature
+    cells = -loss.outlier_weight * F.logsigmoid(gap)
+    true_class = F.one_hot(labels, class_log_prob.shape[1]).bool()
+    return cells.masked_fill(true_class, 0).mean()
+
+
+def classifier_loss(inlier_logits: Tensor, outlier_logits: Tensor) -> Tensor:
+    """Mean binary cross-entropy in nats of in-distribution (1) against outliers (0) (S9).
+
+    >>> classifier_loss(torch.zeros(2), torch.zeros(2)).item()
+    0.6931...
+    """
+    return F.softplus(torch.cat((-inlier_logits, outlier_logits))).mean()
 
 
 def outlier_loss(

@@ -38,11 +38,12 @@ def stable_log_probs(
     """log p of minibatches that share one pass, without the images that are not finite.
 
     ``sizes`` are those of the minibatches, each judged by itself. ``contrast`` holds another
-    model's log p of the last minibatch; images not finite under it leave too. Where images leave,
-    the rest is computed again: an infinity makes the gradient of the whole batch undefined.
+    model's log p of the last images; those not finite under it leave too. ``log_prob`` gives one
+    value an image, or one a class. Where images leave, the rest is computed again: an infinity
+    makes the gradient of the whole batch undefined.
     """
     values = log_prob(images, noise)
-    finite = values.isfinite()
+    finite = values.isfinite().reshape(len(values), -1).all(1)
     if contrast is not None:
         finite[-len(contrast) :] &= contrast.isfinite()
     kept = finite.split(sizes)

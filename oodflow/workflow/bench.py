@@ -64,7 +64,7 @@ def measure(given: Mapping[str, Any]) -> dict[str, Any]:
         role=facts.role,
         train_size=len(images.pixels),
         model=architecture(options, facts.channels),
-        loss=loss_of({}, ""),
+        loss=loss_of({"model": "glow"}, ""),
         init="scratch",
         general="",
         seed=0,

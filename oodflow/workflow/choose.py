@@ -9,7 +9,14 @@ from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
 from oodflow.tracking.store import Store
 
-__all__ = ["contrast_of", "diff_outlier_general", "general_of", "in_distribution_runs", "own_of"]
+__all__ = [
+    "contrast_of",
+    "diff_outlier_general",
+    "general_of",
+    "in_distribution_runs",
+    "newest_general",
+    "own_of",
+]
 
 
 def _newest(
@@ -32,19 +39,28 @@ def general_of(store: Store, reference: str, dataset: str, model: Model, preset:
     """The general model to start or contrast with: a reference, or for ``auto`` the newest."""
     if reference != "auto":
         return runs.resolve(store, reference)
-    general = lookup(dataset).general or (dataset if lookup(dataset).role == "general" else "")
-    tags = {"role": "general", "model": model.name, "outlier_loss": "none", "init": "scratch"}
-    if general:
-        tags["dataset"] = general
-    found = _newest(store, tags, _of_model(model))
-    if found:
+    if found := newest_general(store, dataset, model):
         return found
+    general = _general_set(dataset)
     raise UserError(
         f"no registered general {model.name} of {model.depth} steps, {model.hidden} hidden "
         f"and {model.channels} channels; make one: "
         f"oodflow train --model {model.name} --dataset {general or 'NAME'} --preset {preset}"
         f" --depth {model.depth} --hidden {model.hidden}"
     )
+
+
+def _general_set(dataset: str) -> str:
+    facts = lookup(dataset)
+    return facts.general or (dataset if facts.role == "general" else "")
+
+
+def newest_general(store: Store, dataset: str, model: Model) -> RunInfo | None:
+    """The newest registered general model of this architecture on the dataset's general set."""
+    tags = {"role": "general", "model": model.name, "outlier_loss": "none", "init": "scratch"}
+    if general := _general_set(dataset):
+        tags["dataset"] = general
+    return _newest(store, tags, _of_model(model))
 
 
 def own_of(store: Store, dataset: str, model: Model, preset: str, seed: int) -> RunInfo:

@@ -5,13 +5,14 @@ from typing import Any
 
 from oodflow import console
 from oodflow.errors import UserError
-from oodflow.experiment import AUTO, Model
+from oodflow.experiment import AUTO, COMPRESSORS, Model
 from oodflow.options import Evaluation, pick
 from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
 from oodflow.workflow import results
 from oodflow.workflow.choose import diff_outlier_general, general_of, in_distribution_runs
-from oodflow.workflow.scoring import evaluate_run
+from oodflow.workflow.compressors import compressor_run
+from oodflow.workflow.scoring import compare_run, evaluate_run
 from oodflow.workflow.session import Session, open_session
 from oodflow.workflow.training_run import ended_on_error
 
@@ -27,32 +28,61 @@ def command(given: Mapping[str, Any]) -> None:
             raise UserError("no registered in-distribution model; make one: oodflow finetune")
     else:
         targets = [runs.resolve(session.store, chosen.run)]
-    tags = {"kind": "evaluate", "registered": "false"}
-    name = f"evaluation of {targets[0].name}" if len(targets) == 1 else "evaluation"
-    record = runs.start(session.store, name, tags, claimed=session.claimed)
-    with ended_on_error(session.store, record):
-        for run in targets:
-            general, general_outlier = contrasts(session, run, chosen)
-            result = evaluate_run(session, run, general, general_outlier, chosen.ood, chosen.limit)
-            if len(targets) == 1:
-                runs.log_metrics(session.store, record, result.metrics)
-        evaluated = [runs.get(session.store, run.run_id) for run in targets]
-        names = ", ".join(run.run_id for run in evaluated)
-        runs.set_tags(session.store, record, {"evaluated": names[:4000]})
-    runs.end(session.store, record, "FINISHED")
-    results.show_runs(evaluated)
+    if len(targets) == 1:
+        record = _evaluate(session, targets[0], chosen, claimed=session.claimed)
+    else:
+        tags = {"kind": "evaluate", "registered": "false"}
+        record = runs.start(session.store, "evaluation", tags, claimed=session.claimed)
+        with ended_on_error(session.store, record):
+            for run in targets:
+                _evaluate(session, run, chosen, parent=record)
+        runs.end(session.store, record, "FINISHED")
     console.say(f"see it: {session.store.how_to_see(record)}")
+
+
+def _evaluate(
+    session: Session, run: RunInfo, chosen: Evaluation, parent: str = "", claimed: str = ""
+) -> str:
+    """One evaluation as a run of its own; returns that run's id.
+
+    Against a general model of the run's own family the numbers go to the run as well.
+    """
+    inherited = ("model", "dataset", "setting", "outlier_loss", "init", "seed")
+    tags = {name: run.tags[name] for name in inherited if name in run.tags}
+    tags |= {"kind": "evaluate", "evaluated": run.run_id, "registered": "false"}
+    record = runs.start(session.store, f"evaluation of {run.name}", tags, parent, claimed)
+    with ended_on_error(session.store, record):
+        general, general_outlier = contrasts(session, run, chosen)
+        own_family = general is None or general.tags["model"] == run.tags["model"]
+        if own_family and chosen.inlier_fold == "test":
+            result = evaluate_run(session, run, general, general_outlier, chosen.ood, chosen.limit)
+        elif general is None:
+            raise UserError("training-fold inliers are compared by a ratio; name a general model")
+        else:
+            result = compare_run(
+                session, run, general, chosen.ood, chosen.limit, chosen.inlier_fold
+            )
+        runs.log_metrics(session.store, record, result.metrics)
+        facts = {"inlier_fold": chosen.inlier_fold, "registered": "true"}
+        facts["general_model"] = general.tags["model"] if general else "none"
+        runs.set_tags(session.store, record, facts)
+    runs.end(session.store, record, "FINISHED")
+    console.say(f"{run.name}, against {facts['general_model']}")
+    results.show_runs([runs.get(session.store, record)])
+    return record
 
 
 def contrasts(
     session: Session, run: RunInfo, chosen: Evaluation
 ) -> tuple[RunInfo | None, RunInfo | None]:
     """The general models behind ``diff`` and ``diff_outlier`` of a run."""
-    if run.tags.get("role") != "in_distribution":
-        return None, None
     spec: Model = session.model(run).experiment.model
+    if run.tags.get("role") != "in_distribution" or not session.model(run).model.is_density:
+        return None, None
     general: RunInfo | None = None
-    if chosen.general != "none":
+    if chosen.general in COMPRESSORS:
+        general = compressor_run(session, chosen.general, spec.channels)
+    elif chosen.general != "none":
         known = run.tags.get("general_run", "") if chosen.general == AUTO else ""
         general = general_of(
             session.store, known or chosen.general, run.tags["dataset"], spec, "quick"

@@ -1,11 +1,12 @@
 """``oodflow finetune``: from the general model, or an own one, with or without an outlier loss."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from oodflow.data.catalog import lookup
 from oodflow.errors import UserError
-from oodflow.experiment import AUTO, Model
+from oodflow.experiment import AUTO, COMPRESSORS, Model
 from oodflow.presets import architecture, build_experiment, loss_of
 from oodflow.tracking.runs import RunInfo
 from oodflow.workflow.choose import contrast_of, general_of, own_of
@@ -29,7 +30,12 @@ def finetune_plan(session: Session, given: Mapping[str, Any], seed: int) -> Plan
     images and the contrast is the in-distribution model.
     """
     dataset = "sketch-shapes" if given["dataset"] == AUTO else given["dataset"]
+    if given["model"] == "wide-resnet" or given["model"] in COMPRESSORS:
+        raise UserError(f"{given['model']} is not finetuned; see oodflow train --help")
     facts = lookup(dataset)
+    supervised = given["supervised"]
+    if supervised and not facts.classes:
+        raise UserError(f"{dataset} has no labels, which supervised training needs")
     role = "general" if facts.role == "general" else "in_distribution"
     loss = loss_of(given, facts.general)
     wanted = architecture(given, facts.channels)
@@ -46,14 +52,14 @@ def finetune_plan(session: Session, given: Mapping[str, Any], seed: int) -> Plan
         reference = given["general"]
         if reference == AUTO and given["init"] != "own" and init.tags.get("role") == "general":
             general = init
-        elif reference != AUTO or loss.outlier_loss == "binary":
+        elif reference != AUTO or loss.outlier_loss == "binary" or supervised:
             general = general_of(session.store, reference, dataset, wanted, preset)
         contrast = general
     elif loss.outlier_loss == "binary":
         contrast = contrast_of(
             session.store, given["general"], loss.outlier_dataset, loaded.experiment.model, seed
         )
-    if loss.outlier_loss != "binary":
+    if loss.outlier_loss != "binary" and not supervised:
         contrast = None
     if contrast:
         channels = session.model(contrast).experiment.model.channels
@@ -63,7 +69,9 @@ def finetune_plan(session: Session, given: Mapping[str, Any], seed: int) -> Plan
         dataset=dataset,
         role=role,
         train_size=facts.train_size,
-        model=loaded.experiment.model,
+        model=replace(loaded.experiment.model, classes=facts.classes)
+        if supervised
+        else loaded.experiment.model,
         loss=loss,
         init=_spec(init),
         general=_spec(contrast) if contrast else "",

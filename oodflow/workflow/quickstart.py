@@ -44,6 +44,7 @@ def command(given: Mapping[str, Any]) -> None:
         "outlier_loss": "none",
         "outlier_dataset": AUTO,
         "temperature": 1000.0,
+        "supervised": False,
         "outlier_weight": AUTO,
     }
     for seed in seeds:

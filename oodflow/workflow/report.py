@@ -2,20 +2,30 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
 
 from oodflow import console
 from oodflow.errors import UserError
 from oodflow.evaluation.figures import effect_figure, save_figure
-from oodflow.evaluation.scores import compute_scores
+from oodflow.evaluation.scores import clip_non_finite, compute_scores
 from oodflow.evaluation.tables import read_table
+from oodflow.experiment import MODELS
 from oodflow.options import Reporting, pick
-from oodflow.reports.collect import auroc_frame, bpd_frame, registered_runs
+from oodflow.reports.collect import auroc_frame, bpd_frame, comparison_frame, registered_runs
 from oodflow.reports.render import to_csv, to_latex, to_markdown, to_rich
-from oodflow.reports.tables import Table, bpd_table, detection_table
+from oodflow.reports.tables import (
+    Table,
+    bpd_table,
+    comparison_table,
+    correlation_table,
+    detection_table,
+)
 from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
 from oodflow.tracking.store import Store, open_store
@@ -35,11 +45,7 @@ def command(given: Mapping[str, Any]) -> None:
 def write_report(store: Store, out: Path) -> None:
     """Tables as Markdown, LaTeX and CSV and the effect's figure, in a folder and as a run."""
     chosen, older = registered_runs(store)
-    tables: dict[str, Table] = {}
-    if len(frame := auroc_frame(chosen)):
-        tables["detection"] = detection_table(frame)
-    if len(frame := bpd_frame(chosen)):
-        tables["bpd"] = bpd_table(frame)
+    tables = _tables(store, chosen)
     if not tables:
         raise UserError("no registered run to report; make some: oodflow main")
     record = runs.start(
@@ -60,6 +66,60 @@ def write_report(store: Store, out: Path) -> None:
         console.say(f"{older} older run{'s' * (older > 1)} of the same seeds not counted")
     console.say(f"{len(chosen)} runs; written: {', '.join(map(str, files))}")
     console.say(f"see it: {store.how_to_see(record)}")
+
+
+def _tables(store: Store, chosen: Sequence[RunInfo]) -> dict[str, Table]:
+    """Every table that the registered runs fill, by its file's name; Glow's come first."""
+    tables: dict[str, Table] = {}
+    present = {run.tags["model"] for run in chosen}
+    for model in (name for name in MODELS if name in present):
+        suffix, title = ("", "") if model == "glow" else (f"-{model}", model)
+        if len(frame := auroc_frame(chosen, model)):
+            tables[f"detection{suffix}"] = detection_table(frame, title)
+        if len(frame := bpd_frame(chosen, model)):
+            tables[f"bpd{suffix}"] = bpd_table(frame, title)
+    if len(frame := comparison_frame(store)):
+        tables["general-distributions"] = comparison_table(frame)
+    if len(frame := _correlations(store, chosen)):
+        tables["model-correlation"] = correlation_table(frame)
+    return tables
+
+
+def _correlations(store: Store, chosen: Sequence[RunInfo]) -> pd.DataFrame:
+    """Spearman correlations of raw log p between families trained alike, for each dataset scored.
+
+    From in-distribution models finetuned without outlier loss, those of a seed and dataset.
+    """
+    groups: dict[tuple[str, str], dict[str, RunInfo]] = {}
+    for run in chosen:
+        tags = run.tags
+        alike = (tags["role"], tags["setting"], tags["outlier_loss"], tags["init"])
+        if alike == ("in_distribution", "unsupervised", "none", "general"):
+            groups.setdefault((tags["dataset"], tags["seed"]), {})[tags["model"]] = run
+    rows = []
+    for (_, seed), by_model in groups.items():
+        for first, second in combinations([name for name in MODELS if name in by_model], 2):
+            pair = by_model[first], by_model[second]
+            shared = [set(runs.list_artifacts(store, run.run_id, "scores")) for run in pair]
+            for path in sorted(shared[0] & shared[1]):
+                dataset = Path(path).stem.removesuffix("-test")
+                tables = [_score_table(store, run.run_id, path) for run in pair]
+                if path.endswith("-test.parquet") and tables[0][1] == tables[1][1]:
+                    left, right = (
+                        clip_non_finite(table["log_prob"].to_numpy()) for table, _ in tables
+                    )
+                    value = float(spearmanr(left, right).statistic)
+                    ids = f"{pair[0].run_id} {pair[1].run_id}"
+                    rows.append((ids, int(seed), first, second, dataset, value))
+    columns = ["run_id", "seed", "first", "second", "dataset", "correlation"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _score_table(store: Store, run_id: str, path: str) -> tuple[pd.DataFrame, str]:
+    """A score table of a run, and the digest of the images it is of."""
+    with runs.artifact(store, run_id, path) as local:
+        table, facts = read_table(local)
+    return table, facts["images"]
 
 
 def _write(
@@ -115,8 +175,7 @@ def _scores(store: Store, run_id: str, general: str, dataset: str) -> dict[str, 
     """Scores of a run against its general model; none where their tables are of other images."""
     tables, images = [], set()
     for each in (run_id, general):
-        with runs.artifact(store, each, f"scores/{dataset}-test.parquet") as path:
-            table, facts = read_table(path)
+        table, digest = _score_table(store, each, f"scores/{dataset}-test.parquet")
         tables.append(table)
-        images.add(facts["images"])
+        images.add(digest)
     return compute_scores(*tables) if len(images) == 1 else {}

@@ -13,13 +13,19 @@ if TYPE_CHECKING:
 __all__ = ["auroc_rows", "describe", "show_runs"]
 
 
+def columns(run: RunInfo) -> tuple[str, ...]:
+    """Scores to show: all, and ``general``, the general model's log p alone, where compared."""
+    compared = any(name.startswith("auroc/") and name.endswith("/general") for name in run.metrics)
+    return (*SCORES, "general") if compared else SCORES
+
+
 def auroc_rows(run: RunInfo) -> list[tuple[str, list[float | None]]]:
-    """Outlier dataset → AUROC for each of the scores, None where there is none."""
+    """Outlier dataset → AUROC for each of :func:`columns`, None where there is none."""
     found: dict[str, list[float | None]] = {}
     for name in run.metrics:
         if name.startswith("auroc/"):
             ood = name.split("/")[1]
-            found[ood] = [run.metrics.get(f"auroc/{ood}/{score}") for score in SCORES]
+            found[ood] = [run.metrics.get(f"auroc/{ood}/{score}") for score in columns(run)]
     return sorted(found.items(), key=lambda row: (row[0] == "mean", row[0]))
 
 
@@ -36,7 +42,11 @@ def describe(run: RunInfo, model_uri: str) -> str:
     )
     lines = [f"**{run.name}**", "", f"Bits per dimension: {bpd}"]
     if rows := auroc_rows(run):
-        lines += ["", f"| AUROC in % | {' | '.join(SCORES)} |", "|---" * (len(SCORES) + 1) + "|"]
+        lines += [
+            "",
+            f"| AUROC in % | {' | '.join(columns(run))} |",
+            "|---" * (len(columns(run)) + 1) + "|",
+        ]
         lines += [f"| {ood} | {' | '.join(map(_text, values))} |" for ood, values in rows]
     return "\n".join([*lines, "", f"Model: `{model_uri}`"])
 
@@ -58,10 +68,10 @@ def _bpd_table(finished: Iterable[RunInfo]) -> "Table":
     return table
 
 
-def _auroc_table(finished: Iterable[RunInfo]) -> "Table":
+def _auroc_table(finished: Sequence[RunInfo]) -> "Table":
     from rich.table import Table
 
-    table = Table("seed", "outliers", *SCORES, title="AUROC in %")
+    table = Table("seed", "outliers", *columns(finished[0]), title="AUROC in %")
     for run in finished:
         for ood, values in auroc_rows(run):
             table.add_row(run.tags["seed"], ood, *map(_text, values), end_section=ood == "mean")

@@ -15,16 +15,25 @@ from oodflow.data.catalog import lookup
 from oodflow.errors import UserError
 from oodflow.evaluation.figures import effect_figure, histogram_figure, roc_figure, save_figure
 from oodflow.evaluation.metrics import evaluate_scores
-from oodflow.evaluation.scores import bits_per_dimension_mean, compute_scores
+from oodflow.evaluation.scores import (
+    bits_per_dimension_mean,
+    clip_non_finite,
+    compute_scores,
+)
 from oodflow.evaluation.tables import read_table, score_images, write_table
 from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
 from oodflow.workflow import results
-from oodflow.workflow.session import Session, check_same_shape
+from oodflow.workflow.session import LoadedModel, Session, check_same_shape
 
-__all__ = ["EvaluationResult", "describe_run", "evaluate_run", "outlier_datasets", "score_table"]
-
-FOLD = "test"
+__all__ = [
+    "EvaluationResult",
+    "compare_run",
+    "describe_run",
+    "evaluate_run",
+    "outlier_datasets",
+    "score_table",
+]
 
 
 @dataclass(frozen=True)
@@ -35,22 +44,25 @@ class EvaluationResult:
     metrics: Mapping[str, float]
 
 
-def score_table(session: Session, run: RunInfo, dataset: str, limit: int = 0) -> pd.DataFrame:
-    """Log-likelihoods of a dataset's test fold under a run's model.
+def score_table(
+    session: Session, run: RunInfo, dataset: str, limit: int = 0, fold: str = "test"
+) -> pd.DataFrame:
+    """Log-likelihoods of a dataset's fold under a run's model.
 
     Taken from the run's artifacts where they hold this table of the same weights and images, else
-    computed and kept there, with the run's ``bpd/<dataset>`` as a metric.
+    computed and kept there; ``bpd/<dataset>`` of the test fold, and a class-conditional model's
+    ``accuracy/<dataset>`` on its own dataset, become metrics of the run.
     """
     loaded = session.model(run)
-    images = session.images(dataset, FOLD, limit)
+    images = session.images(dataset, fold, limit)
     facts = {
         "model": loaded.digest,
         "dataset": dataset,
-        "fold": FOLD,
+        "fold": fold,
         "images": images.digest,
         "limit": str(limit),
     }
-    path = f"scores/{dataset}-{FOLD}.parquet"
+    path = f"scores/{dataset}-{fold}.parquet"
     if path in runs.list_artifacts(session.store, run.run_id, "scores"):
         # A damaged table is made anew, as one of other weights or images is.
         with (
@@ -80,10 +92,20 @@ def score_table(session: Session, run: RunInfo, dataset: str, limit: int = 0) ->
     with tempfile.TemporaryDirectory(prefix="oodflow-") as folder:
         write_table(table, Path(folder) / Path(path).name, facts=facts)
         runs.log_artifacts(session.store, run.run_id, Path(folder), "scores")
-    bpd = bits_per_dimension_mean(table, loaded.model.image_shape)
-    if math.isfinite(bpd):
-        runs.log_metrics(session.store, run.run_id, {f"bpd/{dataset}": bpd})
+    if fold == "test":
+        runs.log_metrics(session.store, run.run_id, _own_metrics(loaded, dataset, table))
     return table
+
+
+def _own_metrics(loaded: LoadedModel, dataset: str, table: pd.DataFrame) -> dict[str, float]:
+    """``bpd/<dataset>`` of a density, ``accuracy/<dataset>`` of a class-conditional model."""
+    metrics = {}
+    bpd = bits_per_dimension_mean(table, loaded.model.image_shape)
+    if loaded.model.is_density and math.isfinite(bpd):
+        metrics[f"bpd/{dataset}"] = bpd
+    if "predicted" in table and dataset == loaded.run.tags.get("dataset"):
+        metrics[f"accuracy/{dataset}"] = float((table["predicted"] == table["label"]).mean())
+    return metrics
 
 
 def outlier_datasets(session: Session, dataset: str, given: str) -> tuple[str, ...]:
@@ -114,33 +136,72 @@ def evaluate_run(
     For an in-distribution model all scores that the contrasts allow, against each outlier set;
     for a general model its BPD alone.
     """
-    if "dataset" not in run.tags:
-        raise UserError(f"run {run.run_id} ({run.name}) holds no model; choose a training run")
-    dataset = run.tags["dataset"]
+    dataset = _dataset_of(run)
     own = score_table(session, run, dataset, limit)
     loaded = session.model(run)
-    metrics = {f"bpd/{dataset}": bits_per_dimension_mean(own, loaded.model.image_shape)}
+    metrics = _own_metrics(loaded, dataset, own)
     if run.tags["role"] == "general":
         return EvaluationResult(run, metrics)
-    oods = outlier_datasets(session, dataset, ood)
-    scores = {
-        name: compute_scores(
-            score_table(session, run, name, limit),
-            score_table(session, general, name, limit) if general else None,
-            score_table(session, general_outlier, name, limit) if general_outlier else None,
-        )
-        for name in (dataset, *oods)
-    }
-    outs = {name: scores[name] for name in oods}
-    detection = evaluate_scores(scores[dataset], outs) if outs else {}
+    scores = detection_scores(session, run, general, general_outlier, ood, limit)
+    own_scores = scores.pop(dataset)
+    detection = evaluate_scores(own_scores, scores) if scores else {}
     runs.log_metrics(session.store, run.run_id, detection | _means({**run.metrics, **detection}))
     contrasts = {"general_run": general, "general_outlier_run": general_outlier}
     tags = {name: contrast.run_id for name, contrast in contrasts.items() if contrast}
     runs.set_tags(session.store, run.run_id, tags)
-    if outs:
-        _log_figures(session, run, scores[dataset], outs, loaded.model.image_shape)
+    if scores:
+        _log_figures(session, run, own_scores, scores, loaded.model.image_shape)
     describe_run(session, run.run_id)
     return EvaluationResult(run, metrics | detection)
+
+
+def compare_run(
+    session: Session, run: RunInfo, general: RunInfo, ood: str, limit: int, inlier_fold: str
+) -> EvaluationResult:
+    """Metrics against a general model of another family, or of training-fold inliers (S6).
+
+    Nothing is logged on the run, whose own numbers these are not. The score ``general`` is the
+    general model's log p alone. Metrics of training-fold inliers begin with ``train_fold/``.
+    """
+    dataset = _dataset_of(run)
+    scores = detection_scores(session, run, general, None, ood, limit, inlier_fold)
+    for name in scores:
+        fold = inlier_fold if name == dataset else "test"
+        table = score_table(session, general, name, limit, fold)
+        scores[name]["general"] = clip_non_finite(table["log_prob"].to_numpy())
+    own_scores = scores.pop(dataset)
+    prefix = "train_fold/" if inlier_fold == "train" else ""
+    metrics = evaluate_scores(own_scores, scores)
+    return EvaluationResult(run, {prefix + name: value for name, value in metrics.items()})
+
+
+def _dataset_of(run: RunInfo) -> str:
+    if "dataset" not in run.tags or run.tags.get("kind") not in ("train", "finetune"):
+        raise UserError(f"run {run.run_id} ({run.name}) holds no model; choose a training run")
+    return run.tags["dataset"]
+
+
+def detection_scores(
+    session: Session,
+    run: RunInfo,
+    general: RunInfo | None,
+    general_outlier: RunInfo | None,
+    ood: str,
+    limit: int,
+    inlier_fold: str = "test",
+) -> dict[str, dict[str, np.ndarray]]:
+    """Dataset → score → values: the run's own dataset first, then the outlier datasets."""
+    dataset = run.tags["dataset"]
+    scores = {}
+    for name in (dataset, *outlier_datasets(session, dataset, ood)):
+        fold = inlier_fold if name == dataset else "test"
+        tables = [
+            score_table(session, each, name, limit, fold) if each else None
+            for each in (run, general, general_outlier)
+        ]
+        assert tables[0] is not None
+        scores[name] = compute_scores(tables[0], tables[1], tables[2])
+    return scores
 
 
 def _means(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -9,14 +9,15 @@ import pandas as pd
 
 from oodflow import console
 from oodflow.data.catalog import lookup
+from oodflow.errors import UserError
 from oodflow.evaluation.metrics import mean_std
-from oodflow.experiment import AUTO
+from oodflow.experiment import AUTO, COMPRESSORS
 from oodflow.options import seed_list
 from oodflow.presets import architecture, build_experiment, loss_of
 from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
 from oodflow.workflow import results
-from oodflow.workflow.choose import diff_outlier_general
+from oodflow.workflow.choose import diff_outlier_general, newest_general
 from oodflow.workflow.scoring import describe_run, evaluate_run
 from oodflow.workflow.session import Session, open_session
 from oodflow.workflow.training_run import Plan, ended_on_error, model_name, train_run
@@ -32,21 +33,32 @@ def command(given: Mapping[str, Any]) -> None:
 
 def scratch_plan(session: Session, given: Mapping[str, Any], seed: int) -> Plan:
     """The plan of one run from scratch."""
-    dataset = "sketch-general" if given["dataset"] == AUTO else given["dataset"]
+    if given["model"] in COMPRESSORS:
+        raise UserError(
+            f"{given['model']} has nothing to train; use it as the general model: "
+            f"oodflow evaluate --general {given['model']}"
+        )
+    classifier = given["model"] == "wide-resnet"
+    default = "sketch-shapes" if classifier else "sketch-general"
+    dataset = default if given["dataset"] == AUTO else given["dataset"]
     facts = lookup(dataset)
     role = "general" if facts.role == "general" else "in_distribution"
+    model = architecture(given, facts.channels)
     experiment = build_experiment(
         given,
         dataset=dataset,
         role=role,
         train_size=facts.train_size,
-        model=architecture(given, facts.channels),
-        loss=loss_of({}, ""),
+        model=model,
+        loss=loss_of({"model": given["model"]}, facts.general),
         init="scratch",
         general="",
         seed=seed,
     )
-    return Plan("train", experiment, role, "scratch")
+    general = None
+    if role == "in_distribution" and not classifier:
+        general = newest_general(session.store, dataset, model)
+    return Plan("train", experiment, role, "scratch", general=general)
 
 
 def run_seeds(

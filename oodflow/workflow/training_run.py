@@ -6,6 +6,7 @@ before its metrics are logged and holds them, so that a resumed run logs what is
 
 import dataclasses
 import fcntl
+import math
 import os
 import shutil
 import tempfile
@@ -35,7 +36,7 @@ from oodflow.training.checkpoint import (
 from oodflow.training.loop import Report, Trainer, initialise, new_model
 from oodflow.workflow.session import Session, check_same_shape
 
-__all__ = ["Plan", "model_name", "run_tags", "train_run"]
+__all__ = ["Plan", "keep_weights", "model_name", "run_tags", "train_run"]
 
 STATE_FOLDER = Path(".oodflow")
 
@@ -60,6 +61,8 @@ class Plan:
         """The run's name: model, dataset, start, loss, seed."""
         loss = self.experiment.loss
         words = [self.experiment.model.name, self.experiment.data.dataset, f"from {self.start}"]
+        if self.experiment.model.classes:
+            words.append("supervised")
         if loss.outlier_loss != "none":
             words.append(f"{loss.outlier_loss} against {loss.outlier_dataset}")
         return " · ".join([*words, f"seed {self.experiment.seed}"])
@@ -73,7 +76,7 @@ def run_tags(plan: Plan) -> dict[str, str]:
         "model": experiment.model.name,
         "dataset": experiment.data.dataset,
         "role": plan.role,
-        "setting": "unsupervised",
+        "setting": "supervised" if experiment.model.classes else "unsupervised",
         "outlier_loss": experiment.loss.outlier_loss,
         "outlier_dataset": experiment.loss.outlier_dataset,
         "init": plan.start,
@@ -90,6 +93,8 @@ def run_tags(plan: Plan) -> dict[str, str]:
 def model_name(plan: Plan) -> str:
     """Name in the model registry; its versions are the seeds and repetitions."""
     words = ["oodflow", plan.experiment.model.name, plan.experiment.data.dataset]
+    if plan.experiment.model.classes:
+        words.append("supervised")
     if plan.experiment.loss.outlier_loss != "none":
         words.append(plan.experiment.loss.outlier_loss)
     return "-".join(words)
@@ -203,7 +208,7 @@ def _train(
     model = new_model(experiment, session.device)
     contrast = session.model(plan.contrast).model if plan.contrast else None
     if plan.init:
-        model.load_state_dict(session.model(plan.init).model.state_dict())
+        _start_from(model, session.model(plan.init).model)
     trainer = Trainer(experiment, model, data.inliers, data.outliers, contrast)
     records: list[dict[str, float]] = []
     if resumed and (folder / STATE_FILE).exists():
@@ -229,14 +234,22 @@ def _train(
             # Where the state was lost, the run may know these steps from its first life.
             _log(session, run_id, records[-1:], resumed)
     _say_result(plan, records)
-    _keep_weights(session, run_id, model, experiment)
+    keep_weights(session, run_id, model, experiment)
+
+
+def _start_from(model: LikelihoodModel, init: LikelihoodModel) -> None:
+    """Copy the weights; densities of the classes that the start has not stay N(0, I)."""
+    missing, unexpected = model.load_state_dict(init.state_dict(), strict=False)
+    if unexpected or any(not name.startswith("per_class.") for name in missing):
+        raise UserError(f"the start does not fit the model: {[*missing, *unexpected][0]}")
 
 
 def _metrics(report: Report) -> dict[str, float]:
     """``train/bpd``, ``train/outlier_loss``, … of a report."""
     values = dataclasses.asdict(report)
     del values["step"]
-    return {f"train/{name}": float(value) for name, value in values.items()}
+    # A classifier has no BPD, and a report in which every batch was skipped has none either.
+    return {f"train/{name}": float(v) for name, v in values.items() if math.isfinite(v)}
 
 
 def _log(session: Session, run_id: str, records: list[dict[str, float]], resumed: bool) -> None:
@@ -255,15 +268,18 @@ def _say_result(plan: Plan, records: Sequence[Mapping[str, float]]) -> None:
         "updates skipped": sum(record["train/skipped_updates"] for record in records),
     }
     unstable = "".join(f", {int(count)} {what}" for what, count in counts.items() if count)
-    console.say(
-        f"{plan.name}: {int(last['step'])} updates, {last['train/bpd']:.3f} bpd in training, "
-        f"{last['valid/bpd']:.3f} in validation{unstable}"
+    loss = (
+        f"{last['train/bpd']:.3f} bpd in training, {last['valid/bpd']:.3f} in validation"
+        if "train/bpd" in last and "valid/bpd" in last
+        else f"loss {last['train/outlier_loss']:.3f}"
     )
+    console.say(f"{plan.name}: {int(last['step'])} updates, {loss}{unstable}")
 
 
-def _keep_weights(
+def keep_weights(
     session: Session, run_id: str, model: LikelihoodModel, experiment: Experiment
 ) -> None:
+    """Put the model's weights under the run's ``checkpoints/``."""
     with tempfile.TemporaryDirectory(prefix="oodflow-") as folder:
         save_model(Path(folder) / MODEL_FILE, model, experiment)
         runs.log_artifacts(session.store, run_id, Path(folder), "checkpoints")

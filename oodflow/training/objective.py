@@ -1,0 +1,152 @@
+"""What one update minimises: likelihood, class likelihood or classification, with outliers.
+
+Each objective runs the model once over the in-distribution and the outlier images together: no
+layer but the classifier's batch normalisation mixes images, so the numbers are those of two passes.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from oodflow.data.batches import Batch
+from oodflow.experiment import Experiment, Loss
+from oodflow.models.class_conditional import ClassConditionalGlow
+from oodflow.models.likelihood import LikelihoodModel
+from oodflow.models.wide_resnet import WideResNet
+from oodflow.training.losses import classifier_loss, outlier_loss, wrong_class_loss
+from oodflow.training.stabilisation import StableLogProbs, stable_log_probs
+
+__all__ = ["Outcome", "objective"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The loss to minimise, or None where S4.3 skips the batch, and its parts for the reports."""
+
+    loss: Tensor | None
+    dropped: int
+    log_prob: Tensor | None = None
+    """log p(x) of the in-distribution images kept; None from a classifier."""
+    outlier_loss: Tensor | None = None
+
+
+def objective(
+    experiment: Experiment,
+    model: LikelihoodModel,
+    contrast: LikelihoodModel | None,
+    inliers: Batch,
+    outliers: Batch | None,
+) -> Outcome:
+    """The objective of one update in nats: mean −log p of the inliers plus what the loss adds."""
+    if isinstance(model, WideResNet):
+        return _classification(model, inliers, outliers)
+    if isinstance(model, ClassConditionalGlow):
+        return _class_likelihood(experiment.loss, model, contrast, inliers, outliers)
+    return _likelihood(experiment.loss, model, contrast, inliers, outliers)
+
+
+def _stable(
+    log_prob: Callable[[Tensor, Tensor], Tensor],
+    contrast: LikelihoodModel | None,
+    inliers: Batch,
+    outliers: Batch | None,
+    contrast_inliers: bool,
+) -> tuple[StableLogProbs, tuple[Tensor, ...]]:
+    """Stable log p of the minibatches, and the frozen model's on the images kept, a minibatch each.
+
+    The frozen model scores the outliers, and the inliers too where the loss asks for it; what it
+    did not score is empty.
+    """
+    batches = [inliers] if outliers is None else [inliers, outliers]
+    sizes = tuple(len(batch.images) for batch in batches)
+    images = torch.cat([batch.images for batch in batches])
+    noise = torch.cat([batch.noise for batch in batches])
+    first = 0 if contrast_inliers else sizes[0]
+    scored = images.new_empty(0, dtype=noise.dtype)
+    if contrast is not None:
+        with torch.no_grad():
+            scored = contrast.log_prob(images[first:], noise[first:])
+    stable = stable_log_probs(log_prob, images, noise, sizes, scored if len(scored) else None)
+    parts = scored.split([size if len(scored) > 0 else 0 for size in sizes[bool(first) :]])
+    contrasts = ((scored[:0],) if first else ()) + tuple(parts)
+    if stable.dropped:
+        contrasts = tuple(
+            part[kept] if len(part) else part
+            for part, kept in zip(contrasts, stable.kept, strict=True)
+        )
+    return stable, contrasts
+
+
+def _likelihood(
+    loss: Loss,
+    model: LikelihoodModel,
+    contrast: LikelihoodModel | None,
+    inliers: Batch,
+    outliers: Batch | None,
+) -> Outcome:
+    stable, contrasts = _stable(model.log_prob, contrast, inliers, outliers, False)
+    if stable.log_probs is None:
+        return Outcome(None, stable.dropped)
+    inlier = stable.log_probs[0]
+    if outliers is None:
+        return Outcome(-inlier.mean(), stable.dropped, inlier)
+    term = _outlier_term(loss, model, stable, inlier, stable.log_probs[1], contrasts[1])
+    return Outcome(-inlier.mean() + term, stable.dropped, inlier, term)
+
+
+def _class_likelihood(
+    loss: Loss,
+    model: ClassConditionalGlow,
+    contrast: LikelihoodModel | None,
+    inliers: Batch,
+    outliers: Batch | None,
+) -> Outcome:
+    """Likelihood of the true class, wrong classes pushed away, outliers by the unlabelled one."""
+    if inliers.labels is None or contrast is None:
+        raise ValueError("supervised training needs labels and a frozen general model")
+    stable, contrasts = _stable(model.class_log_probs, contrast, inliers, outliers, True)
+    if stable.log_probs is None:
+        return Outcome(None, stable.dropped)
+    per_class = stable.log_probs[0]
+    labels = inliers.labels[stable.kept[0]] if stable.dropped else inliers.labels
+    true_class = per_class.gather(1, labels[:, None]).squeeze(1)
+    term = wrong_class_loss(per_class, labels, contrasts[0], loss)
+    inlier = _unlabelled(per_class)
+    if outliers is not None:
+        outlier = _unlabelled(stable.log_probs[1])
+        term = term + _outlier_term(loss, model, stable, inlier, outlier, contrasts[1])
+    return Outcome(-true_class.mean() + term, stable.dropped, inlier, term)
+
+
+def _unlabelled(per_class: Tensor) -> Tensor:
+    return per_class.logsumexp(1) - math.log(per_class.shape[1])
+
+
+def _outlier_term(
+    loss: Loss,
+    model: LikelihoodModel,
+    stable: StableLogProbs,
+    inlier: Tensor,
+    outlier: Tensor,
+    contrast: Tensor,
+) -> Tensor:
+    """The outlier loss; the margin loss over those pairs of which both images were kept."""
+    if loss.outlier_loss == "margin" and stable.dropped:
+        inlier_kept, outlier_kept = stable.kept
+        pairs = inlier_kept & outlier_kept
+        inlier, outlier = inlier[pairs[inlier_kept]], outlier[pairs[outlier_kept]]
+    dimensions = math.prod(model.image_shape)
+    given = contrast if len(contrast) else None
+    return outlier_loss(loss, inlier, outlier, given, dimensions)
+
+
+def _classification(model: WideResNet, inliers: Batch, outliers: Batch | None) -> Outcome:
+    if outliers is None:
+        raise ValueError("the classifier needs outliers as its other class")
+    logits = model.logits(torch.cat((inliers.images, outliers.images)))
+    inlier, outlier = logits.split((len(inliers.images), len(outliers.images)))
+    loss = classifier_loss(inlier, outlier)
+    return Outcome(loss, 0, None, loss)

@@ -1,0 +1,29 @@
+"""Lossless compressors as general models (METHOD 6): runs without parameters keep their scores."""
+
+from oodflow.experiment import Data, Experiment, Loss, Model, Optimisation
+from oodflow.models.build import build_model
+from oodflow.tracking import runs
+from oodflow.tracking.runs import RunInfo
+from oodflow.workflow.session import Session
+from oodflow.workflow.training_run import Plan, keep_weights, model_name, run_tags
+
+__all__ = ["compressor_run"]
+
+
+def compressor_run(session: Session, codec: str, channels: int) -> RunInfo:
+    """The registered run of a codec for images of so many channels, made at its first use."""
+    model = Model(channels, codec, 0, 0)
+    optimisation = Optimisation(0, 0, 0.0, 0.0, 0, 0, "fp32")
+    experiment = Experiment(
+        model, Data("", 0), Loss("none", "", 0.0, 0.0), optimisation, "scratch", "", seed=0
+    )
+    plan = Plan("train", experiment, "general", "scratch")
+    tags = run_tags(plan)
+    known = runs.find(session.store, {"spec": tags["spec"], "registered": "true"})
+    if known:
+        return known[0]
+    run_id = runs.start(session.store, f"{codec} · {channels} channels", tags)
+    keep_weights(session, run_id, build_model(model), experiment)
+    runs.register(session.store, run_id, model_name(plan).rstrip("-"))
+    runs.end(session.store, run_id, "FINISHED")
+    return runs.get(session.store, run_id)

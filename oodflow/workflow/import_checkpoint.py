@@ -1,0 +1,46 @@
+"""``oodflow import-checkpoint``: other people's weights become an ordinary registered run."""
+
+from pathlib import Path
+
+from oodflow import console
+from oodflow.data.catalog import lookup
+from oodflow.experiment import Data, Experiment, Loss, Model, Optimisation, parameters
+from oodflow.foreign.formats import read_model
+from oodflow.tracking import runs
+from oodflow.training.checkpoint import tensor_digest
+from oodflow.workflow.session import check_same_shape, open_session
+from oodflow.workflow.training_run import Plan, ended_on_error, keep_weights, model_name, run_tags
+
+__all__ = ["command"]
+
+
+def command(file: str, format: str, dataset: str, role: str) -> None:
+    """Read the file, keep its weights as a run, and print the run's id last."""
+    model, fields = read_model(Path(file), format)
+    spec = Model(**fields)
+    if dataset:
+        check_same_shape(lookup(dataset).name, spec.channels, f"the model in {file}")
+    session = open_session({"device": "cpu", "data_dir": "auto"})
+    store = session.store
+    # Whose training is not known is told apart by its weights.
+    origin = f"imported {tensor_digest(model.state_dict())}"
+    experiment = Experiment(
+        spec,
+        Data(dataset, 0),
+        Loss("none", "", 0.0, 0.0),
+        Optimisation(0, 0, 0.0, 0.0, 0, 0, "fp32"),
+        origin,
+        "",
+        seed=0,
+    )
+    plan = Plan("train", experiment, role, "scratch")
+    tags = {**run_tags(plan), "imported_from": Path(file).name, "format": format}
+    run_id = runs.start(store, f"{spec.name} · imported from {Path(file).name}", tags)
+    with ended_on_error(store, run_id):
+        runs.log_parameters(store, run_id, parameters(experiment))
+        keep_weights(session, run_id, model, experiment)
+        runs.register(store, run_id, model_name(plan).rstrip("-"))
+    runs.end(store, run_id, "FINISHED")
+    console.say(f"{spec.name}: {spec.channels} channels, depth {spec.depth}, width {spec.hidden}")
+    console.say(f"see it: {store.how_to_see(run_id)}")
+    console.say(run_id)
