@@ -88,8 +88,8 @@ def score_images(
     (for BPD, S7.1); and ``predicted``, the likeliest class under a class-conditional model, int64.
     Log-likelihoods are float64; non-finite values stay as they are.
 
-    ``device`` is where the model lives; ``on_progress`` gets the number of images of each batch
-    once it is queued there. Raises UserError for images the model cannot take.
+    ``device`` is where the model lives; ``on_progress`` gets the number of images
+    done so far, as each batch is queued there. Raises UserError for images the model cannot take.
     """
     if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != tuple(model.image_shape):
         raise UserError(
@@ -115,7 +115,7 @@ def score_images(
                 noise = dequantisation_noise(start, stop, model.image_shape, seed)
                 dequantised.append(model(images, noise.to(device, non_blocking=True)))
             if on_progress is not None:
-                on_progress(stop - start)
+                on_progress(stop)
         # The device may still be computing: it is waited for here, once, not in every batch.
         clean_values = torch.cat(noise_free)
         noisy_values = torch.cat(dequantised) if model.uses_noise else clean_values

@@ -35,18 +35,26 @@ def _of_model(model: Model) -> Callable[[RunInfo], bool]:
     return lambda run: wanted.items() <= run.params.items()
 
 
+def _required(found: RunInfo | None, what: str, command: str, model: Model) -> RunInfo:
+    """The run found; else the error that says how to make one."""
+    if found:
+        return found
+    raise UserError(
+        f"no registered {model.name} {what}; make one: oodflow {command} "
+        f"--model {model.name} --depth {model.depth} --hidden {model.hidden}"
+    )
+
+
 def general_of(store: Store, reference: str, dataset: str, model: Model, preset: str) -> RunInfo:
     """The general model to start or contrast with: a reference, or for ``auto`` the newest."""
     if reference != "auto":
         return runs.resolve(store, reference)
-    if found := newest_general(store, dataset, model):
-        return found
-    general = _general_set(dataset)
-    raise UserError(
-        f"no registered general {model.name} of {model.depth} steps, {model.hidden} hidden "
-        f"and {model.channels} channels; make one: "
-        f"oodflow train --model {model.name} --dataset {general or 'NAME'} --preset {preset}"
-        f" --depth {model.depth} --hidden {model.hidden}"
+    return _required(
+        newest_general(store, dataset, model),
+        f"of a general set with depth {model.depth}, width {model.hidden} and "
+        f"{model.channels} channels",
+        f"train --dataset {_general_set(dataset) or 'NAME'} --preset {preset}",
+        model,
     )
 
 
@@ -66,13 +74,11 @@ def newest_general(store: Store, dataset: str, model: Model) -> RunInfo | None:
 def own_of(store: Store, dataset: str, model: Model, preset: str, seed: int) -> RunInfo:
     """The model trained from scratch on the same dataset with this seed (S7.2, "own")."""
     tags = {"dataset": dataset, "model": model.name, "init": "scratch", "seed": str(seed)}
-    found = _newest(store, tags, _of_model(model))
-    if found:
-        return found
-    raise UserError(
-        f"no registered {model.name} trained from scratch on {dataset} with seed {seed}; make one: "
-        f"oodflow train --model {model.name} --dataset {dataset} --preset {preset} --seeds {seed}"
-        f" --depth {model.depth} --hidden {model.hidden}"
+    return _required(
+        _newest(store, tags, _of_model(model)),
+        f"trained from scratch on {dataset} with seed {seed}",
+        f"train --dataset {dataset} --preset {preset} --seeds {seed}",
+        model,
     )
 
 
@@ -80,14 +86,18 @@ def contrast_of(store: Store, reference: str, outliers: str, model: Model, seed:
     """Diff†: the in-distribution model that a general model's outlier loss contrasts with."""
     if reference != "auto":
         return runs.resolve(store, reference)
-    tags = {"dataset": outliers, "model": model.name, "outlier_loss": "none", "seed": str(seed)}
-    found = _newest(store, tags, _of_model(model))
-    if found:
-        return found
-    raise UserError(
-        f"no registered {model.name} on {outliers} with seed {seed} to contrast with; make one: "
-        f"oodflow finetune --model {model.name} --dataset {outliers} --seeds {seed}"
-        f" --depth {model.depth} --hidden {model.hidden}"
+    tags = {
+        "dataset": outliers,
+        "model": model.name,
+        "outlier_loss": "none",
+        "setting": "unsupervised",
+        "seed": str(seed),
+    }
+    return _required(
+        _newest(store, tags, _of_model(model)),
+        f"on {outliers} with seed {seed} to contrast with",
+        f"finetune --dataset {outliers} --seeds {seed}",
+        model,
     )
 
 

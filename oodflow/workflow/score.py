@@ -42,19 +42,12 @@ def command(run: str, paths: Sequence[str], out: str, resize: bool, device: str)
             advance(done)
     if pixels:
         with console.progress("scoring", len(pixels)) as advance:
-            count = 0
-
-            def on_progress(batch: int) -> None:
-                nonlocal count
-                count += batch
-                advance(count)
-
             table = score_images(
                 loaded.model,
                 torch.stack(pixels),
                 None,
                 device=session.device,
-                on_progress=on_progress,
+                on_progress=advance,
             )
         scales = [f"scale{i + 1}" for i in range(loaded.model.scales)]
         result = table[["log_prob", *(name for name in scales if name in table)]].copy()

@@ -75,19 +75,12 @@ def score_table(
     check_same_shape(dataset, loaded.model.image_shape[0], f"the model of run {run.run_id}")
     count = len(images.pixels)
     with console.progress(f"{run.name}: scoring {dataset}", count) as advance:
-        done = 0
-
-        def on_progress(batch: int) -> None:
-            nonlocal done
-            done += batch
-            advance(done)
-
         table = score_images(
             loaded.model,
             images.pixels,
             images.labels,
             device=session.device,
-            on_progress=on_progress,
+            on_progress=advance,
         )
     with tempfile.TemporaryDirectory(prefix="oodflow-") as folder:
         write_table(table, Path(folder) / Path(path).name, facts=facts)

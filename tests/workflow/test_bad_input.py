@@ -117,7 +117,7 @@ def refused(workspace, *words, **variables) -> str:
         ("finetune --init models:/nothing/1", ["models:/nothing/1"]),
         ("finetune --init models:/nothing@best", ["models:/nothing@best"]),
         ("runs show 0123456789abcdef", ["'0123456789abcdef'", "oodflow runs list"]),
-        ("finetune --depth 3", ["3 steps", "oodflow train"]),
+        ("finetune --depth 3", ["depth 3", "oodflow train"]),
     ],
 )
 def test_a_wrong_word_is_refused_and_named(workspace, words, said):
