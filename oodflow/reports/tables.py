@@ -28,16 +28,19 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Measure:
-    """How a quantity is shown and compared: value × ``scale`` with ``digits`` decimals."""
+    """How a quantity is shown and compared: value × ``scale`` with ``digits`` decimals.
+
+    ``higher_is_better`` is None where no value is better than another.
+    """
 
     scale: float
     digits: int
-    higher_is_better: bool
+    higher_is_better: bool | None
 
 
 AUROC_PERCENT = Measure(scale=100.0, digits=1, higher_is_better=True)
 BITS_PER_DIMENSION = Measure(scale=1.0, digits=2, higher_is_better=False)
-CORRELATION = Measure(scale=1.0, digits=2, higher_is_better=True)
+CORRELATION = Measure(scale=1.0, digits=2, higher_is_better=None)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Table:
         """
         means = {i: cell.mean for i, cell in enumerate(row.cells) if cell is not None}
         comparable = [mean for mean in means.values() if not math.isnan(mean)]
-        if len(comparable) < 2:
+        if len(comparable) < 2 or self.measure.higher_is_better is None:
             return frozenset()
         top = max(comparable) if self.measure.higher_is_better else min(comparable)
         return frozenset(i for i, mean in means.items() if mean == top)

@@ -60,7 +60,6 @@ def score_table(
         "dataset": dataset,
         "fold": fold,
         "images": images.digest,
-        "limit": str(limit),
     }
     path = f"scores/{dataset}-{fold}.parquet"
     if path in runs.list_artifacts(session.store, run.run_id, "scores"):
