@@ -27,7 +27,7 @@ mlproject: .venv/ready
 		|| { echo "oodflow needs Python 3.10 or newer: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 2; }
 	@echo "making .venv (once; about two minutes and 6 GB)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check \
 		-c constraints.txt -e '.[dev]'
 	@touch $@
 
