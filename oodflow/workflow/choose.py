@@ -35,13 +35,15 @@ def _of_model(model: Model) -> Callable[[RunInfo], bool]:
     return lambda run: wanted.items() <= run.params.items()
 
 
-def _required(found: RunInfo | None, what: str, command: str, model: Model) -> RunInfo:
+def _required(
+    found: RunInfo | None, what: str, command: str, options: str, model: Model
+) -> RunInfo:
     """The run found; else the error that says how to make one."""
     if found:
         return found
     raise UserError(
-        f"no registered {model.name} {what}; make one: oodflow {command} "
-        f"--model {model.name} --depth {model.depth} --hidden {model.hidden}"
+        f"no registered {model.name} {what}; make one: oodflow {command} --model {model.name} "
+        f"{options} --depth {model.depth} --hidden {model.hidden}"
     )
 
 
@@ -53,7 +55,8 @@ def general_of(store: Store, reference: str, dataset: str, model: Model, preset:
         newest_general(store, dataset, model),
         f"of a general set with depth {model.depth}, width {model.hidden} and "
         f"{model.channels} channels",
-        f"train --dataset {_general_set(dataset) or 'NAME'} --preset {preset}",
+        "train",
+        f"--dataset {_general_set(dataset) or 'NAME'} --preset {preset}",
         model,
     )
 
@@ -77,7 +80,8 @@ def own_of(store: Store, dataset: str, model: Model, preset: str, seed: int) -> 
     return _required(
         _newest(store, tags, _of_model(model)),
         f"trained from scratch on {dataset} with seed {seed}",
-        f"train --dataset {dataset} --preset {preset} --seeds {seed}",
+        "train",
+        f"--dataset {dataset} --preset {preset} --seeds {seed}",
         model,
     )
 
@@ -96,7 +100,8 @@ def contrast_of(store: Store, reference: str, outliers: str, model: Model, seed:
     return _required(
         _newest(store, tags, _of_model(model)),
         f"on {outliers} with seed {seed} to contrast with",
-        f"finetune --dataset {outliers} --seeds {seed}",
+        "finetune",
+        f"--dataset {outliers} --seeds {seed}",
         model,
     )
 
