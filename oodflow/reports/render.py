@@ -79,9 +79,11 @@ def to_latex(table: Table) -> str:
     lines = [
         r"\begin{table}[htbp]",
         r"\centering",
-        r"\small",
-        r"\setlength{\tabcolsep}{4pt}",
+        r"\footnotesize",
+        r"\setlength{\tabcolsep}{3pt}",
         rf"\caption{{\textbf{{{_latex(table.title)}.}} {_latex(table.caption)}}}",
+        # A table wider than the text is centred on it, and needs no further package for that.
+        r"\makebox[\textwidth][c]{%",
         rf"\begin{{tabular}}{{{'l' * width}{'r' * len(table.columns)}}}",
         r"\toprule",
     ]
@@ -99,7 +101,7 @@ def to_latex(table: Table) -> str:
                 + [rf"\textbf{{{text}}}" if i in best else text for i, text in enumerate(texts)]
             )
         )
-    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    lines += [r"\bottomrule", r"\end{tabular}}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 
 
