@@ -176,6 +176,10 @@ def build_experiment(
         raise UserError(f"limit is {limit}; it must be 0 (all images) or a number of images")
     batch_size = _positive("batch_size", _or(given["batch_size"], preset.batch_size))
     one_pass = max(min(train_size, limit or train_size) // batch_size, 1)
+    if AUTO not in (given["steps"], given["epochs"]):
+        raise UserError(
+            f"steps is {given['steps']} and epochs is {given['epochs']}; give one of the two"
+        )
     if given["steps"] != AUTO:
         steps = given["steps"]
     elif given["epochs"] != AUTO:

@@ -98,6 +98,7 @@ def refused(workspace, *words, **variables) -> str:
         ("train --seeds x", ["seeds", "'x'"]),
         ("train --seeds 1,2,", ["seeds"]),
         (f"train --seeds {10**30} " + TINY, ["seeds"]),
+        ("train --steps 3 --epochs 2", ["steps", "epochs", "one of the two"]),
         ("train --limit -1", ["limit", "-1"]),
         ("train --batch-size 0", ["batch_size", "0"]),
         ("train --depth 1 --hidden 8 --limit 8 --batch-size 16", ["batch_size", "16", "limit"]),
