@@ -119,8 +119,12 @@ def log_metrics(store: Store, run_id: str, metrics: Mapping[str, float], step: i
         store.client.log_batch(run_id, metrics=entities[first : first + BATCH])
 
 
-def log_reports(store: Store, run_id: str, reports: Iterable[tuple[int, Mapping[str, float]]],
-                resumed: bool = False) -> None:  # fmt: skip
+def log_reports(
+    store: Store,
+    run_id: str,
+    reports: Iterable[tuple[int, Mapping[str, float]]],
+    resumed: bool = False,
+) -> None:
     """Log reports of a training, each step once; after a resume those there are left alone."""
     logged: dict[str, set[int]] = {}
     for step, metrics in reports:

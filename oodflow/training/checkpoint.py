@@ -29,7 +29,6 @@ __all__ = [
     "MODEL_FILE",
     "STATE_FILE",
     "TrainingState",
-    "load_experiment",
     "load_model",
     "load_training",
     "save_model",
@@ -109,11 +108,6 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def save_model(path: Path, model: LikelihoodModel, experiment: Experiment) -> str:
     """Write a model's weights and the experiment behind them; returns the weights' digest."""
     return _save(path, model.state_dict(), {"experiment": json.dumps(to_dict(experiment))})
-
-
-def load_experiment(path: Path) -> Experiment:
-    """The experiment that a checkpoint came from."""
-    return _experiment(path, _load(path)[1])
 
 
 def _experiment(path: Path, facts: Mapping[str, str]) -> Experiment:

@@ -54,29 +54,29 @@ def _stable(
     inliers: Batch,
     outliers: Batch | None,
     contrast_inliers: bool,
-) -> tuple[StableLogProbs, tuple[Tensor, ...]]:
+) -> tuple[StableLogProbs, list[Tensor]]:
     """Stable log p of the minibatches, and the frozen model's on the images kept, a minibatch each.
 
     The frozen model scores the outliers, and the inliers too where the loss asks for it; what it
     did not score is empty.
     """
     batches = [inliers] if outliers is None else [inliers, outliers]
-    sizes = tuple(len(batch.images) for batch in batches)
     images = torch.cat([batch.images for batch in batches])
     noise = torch.cat([batch.noise for batch in batches])
-    first = 0 if contrast_inliers else sizes[0]
-    scored = images.new_empty(0, dtype=noise.dtype)
+    sizes = [len(batch.images) for batch in batches]
+    scored_sizes = [0 if contrast is None else size for size in sizes]
+    if not contrast_inliers:
+        scored_sizes[0] = 0
+    scored = None
     if contrast is not None:
+        first = len(images) - sum(scored_sizes)
         with torch.no_grad():
             scored = contrast.log_prob(images[first:], noise[first:])
-    stable = stable_log_probs(log_prob, images, noise, sizes, scored if len(scored) else None)
-    parts = scored.split([size if len(scored) > 0 else 0 for size in sizes[bool(first) :]])
-    contrasts = ((scored[:0],) if first else ()) + tuple(parts)
+    stable = stable_log_probs(log_prob, images, noise, tuple(sizes), scored)
+    contrasts = list((noise.new_empty(0) if scored is None else scored).split(scored_sizes))
     if stable.dropped:
-        contrasts = tuple(
-            part[kept] if len(part) else part
-            for part, kept in zip(contrasts, stable.kept, strict=True)
-        )
+        pairs = zip(contrasts, stable.kept, strict=True)
+        contrasts = [part[kept] if len(part) else part for part, kept in pairs]
     return stable, contrasts
 
 

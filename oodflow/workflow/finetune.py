@@ -47,20 +47,19 @@ def finetune_plan(session: Session, given: Mapping[str, Any], seed: int) -> Plan
     loaded = session.model(init)
     check_same_shape(dataset, loaded.experiment.model.channels, f"the model of run {init.run_id}")
     _check_architecture(given, loaded.experiment.model, init)
+    needs_contrast = loss.outlier_loss == "binary" or supervised
     general = contrast = None
     if role == "in_distribution":
         reference = given["general"]
         if reference == AUTO and given["init"] != "own" and init.tags.get("role") == "general":
             general = init
-        elif reference != AUTO or loss.outlier_loss == "binary" or supervised:
+        elif reference != AUTO or needs_contrast:
             general = general_of(session.store, reference, dataset, wanted, preset)
-        contrast = general
-    elif loss.outlier_loss == "binary":
+        contrast = general if needs_contrast else None
+    elif needs_contrast:
         contrast = contrast_of(
             session.store, given["general"], loss.outlier_dataset, loaded.experiment.model, seed
         )
-    if loss.outlier_loss != "binary" and not supervised:
-        contrast = None
     if contrast:
         channels = session.model(contrast).experiment.model.channels
         check_same_shape(dataset, channels, f"the contrast model of run {contrast.run_id}")

@@ -98,21 +98,29 @@ def _correlations(store: Store, chosen: Sequence[RunInfo]) -> pd.DataFrame:
             groups.setdefault((tags["dataset"], tags["seed"]), {})[tags["model"]] = run
     rows = []
     for (_, seed), by_model in groups.items():
+        if len(by_model) < 2:
+            continue
+        tables = {name: _score_tables(store, run.run_id) for name, run in by_model.items()}
         for first, second in combinations([name for name in MODELS if name in by_model], 2):
-            pair = by_model[first], by_model[second]
-            shared = [set(runs.list_artifacts(store, run.run_id, "scores")) for run in pair]
-            for path in sorted(shared[0] & shared[1]):
-                dataset = Path(path).stem.removesuffix("-test")
-                tables = [_score_table(store, run.run_id, path) for run in pair]
-                if path.endswith("-test.parquet") and tables[0][1] == tables[1][1]:
-                    left, right = (
-                        clip_non_finite(table["log_prob"].to_numpy()) for table, _ in tables
-                    )
+            for dataset in sorted(tables[first].keys() & tables[second].keys()):
+                (left, images), (right, others) = tables[first][dataset], tables[second][dataset]
+                if images == others:
                     value = float(spearmanr(left, right).statistic)
-                    ids = f"{pair[0].run_id} {pair[1].run_id}"
+                    ids = f"{by_model[first].run_id} {by_model[second].run_id}"
                     rows.append((ids, int(seed), first, second, dataset, value))
     columns = ["run_id", "seed", "first", "second", "dataset", "correlation"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _score_tables(store: Store, run_id: str) -> dict[str, tuple[np.ndarray, str]]:
+    """Dataset → raw log p of its test fold under a run's model, and the digest of the images."""
+    found = {}
+    for path in runs.list_artifacts(store, run_id, "scores"):
+        if path.endswith("-test.parquet"):
+            table, digest = _score_table(store, run_id, path)
+            dataset = Path(path).name.removesuffix("-test.parquet")
+            found[dataset] = (clip_non_finite(table["log_prob"].to_numpy()), digest)
+    return found
 
 
 def _score_table(store: Store, run_id: str, path: str) -> tuple[pd.DataFrame, str]:

@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from oodflow.experiment import parameters, spec_hash
 from oodflow.tracking import runs
-from oodflow.training.checkpoint import load_experiment
+from oodflow.training.checkpoint import load_model
 
 OODS = ("sketch-digits", "sketch-letters", "sketch-scenes")
 SCORES = ("raw", "scale1", "scale2", "last_scale", "diff", "diff_outlier")
@@ -69,7 +69,7 @@ def table(store, run_id: str, dataset: str) -> pd.DataFrame:
 
 def checkpoint(store, run_id: str):
     with runs.artifact(store, run_id, "checkpoints/model.safetensors") as path:
-        return load_experiment(path), load_file(path)
+        return load_model(path)[1], load_file(path)
 
 
 def test_the_command_ends_with_a_table_and_how_to_see_it(quickstart):
