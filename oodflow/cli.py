@@ -136,17 +136,40 @@ data_dir = click.option("--data-dir", default=AUTO, show_default=True, help="Fol
 @datasets.command("list")
 @data_dir
 def datasets_list(data_dir: str) -> None:
-    """List all datasets: role, sizes, present or not, where they are expected."""
+    """List all datasets: role, sizes, present or not, where expected, how to get them."""
     import_module("oodflow.workflow.datasets").list_command(data_dir)
 
 
 @datasets.command("prepare")
 @click.argument("name")
-@click.option("--download", is_flag=True, help="Fetch the files from the dataset's makers.")
+@click.option("--from", "source", default="", help="Where the raw files are; else the data folder.")
+@click.option("--download", "may_download", is_flag=True, help="Fetch the files from their makers.")
+@click.option("--skip-broken", is_flag=True, help="Leave out images that cannot be read.")
+@click.option("--exclude", multiple=True, help="tiny: file with numbers of images to leave out.")
 @data_dir
-def datasets_prepare(name: str, download: bool, data_dir: str) -> None:
-    """Generate or download a dataset and check that both folds can be read."""
-    import_module("oodflow.workflow.datasets").prepare_command(name, data_dir, download)
+def datasets_prepare(**given: Any) -> None:
+    """Read a dataset's raw files into a compact form that opens at once, in place of the old one.
+
+    NAME is one of `oodflow datasets list`, any RGB one of these with -grey, or folder:PATH with
+    options: ?resize=N (shorter side to N), crop=N (central N×N), channels=1, flip=0, role=general,
+    test=SHARE of the test fold. What is not 32×32 then is resized to it.
+
+    \b
+    Examples:
+      oodflow datasets prepare cifar10 --download
+      oodflow datasets prepare tiny300k --from 300K_random_images.npy
+      oodflow datasets prepare "folder:photos?resize=32&crop=32" --skip-broken
+    """
+    import_module("oodflow.workflow.datasets").prepare_command(**given)
+
+
+@datasets.command("check")
+@click.argument("name")
+@click.option("--out", default="", help="File of the contact sheet; else NAME-contact-sheet.png.")
+@data_dir
+def datasets_check(**given: Any) -> None:
+    """Read a dataset through: counts, shapes, digest, mean and std, and a contact sheet."""
+    import_module("oodflow.workflow.datasets").check_command(**given)
 
 
 @cli.command()

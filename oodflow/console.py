@@ -45,11 +45,11 @@ def _console(stderr: bool = False) -> Any:
 
 @contextmanager
 def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-    """A bar with rate and time left on stderr; yields ``advance(done, note)``.
+    """A bar with rate and time left on stderr; yields ``advance(done, note, total)``.
 
     ``note`` makes the text behind the bar. It is called only when the bar is drawn, since a number
-    in it may have to come from the device. Without a terminal nothing is drawn, so that logs hold
-    lines only.
+    in it may have to come from the device. A total of 0 is not known yet. Without
+    a terminal nothing is drawn, so that logs hold lines only.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -65,17 +65,17 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[..., Non
         disable=not console.is_terminal,
     )
     with bar:
-        task = bar.add_task(what, total=total, completed=done, rate="", note="")
+        task = bar.add_task(what, total=total or None, completed=done, rate="", note="")
 
         shown = 0.0
 
-        def advance(done: int, note: Callable[[], str] = str) -> None:
+        def advance(done: int, note: Callable[[], str] = str, total: int | None = None) -> None:
             nonlocal shown
             if bar.disable or time.monotonic() < shown + SECONDS_BETWEEN_DRAWINGS:
                 return
             shown = time.monotonic()
             speed = bar.tasks[0].speed
             rate = f"{speed:.1f}/s" if speed else ""
-            bar.update(task, completed=done, note=note(), rate=rate)
+            bar.update(task, completed=done, note=note(), rate=rate, total=total)
 
         yield advance

@@ -82,6 +82,8 @@ class Data:
 
     dataset: str = option("dataset to train on; auto: sketch-general, for finetune sketch-shapes")
     limit: int = option("use only the first N images of each fold; 0: all", 0)
+    digest: str = ""
+    """Identity of the whole training fold: other images make another experiment."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class Loss:
     outlier_dataset: str = option("outlier images; auto: the dataset's general set")
     temperature: float = option("T of the binary loss, in nats", 1000.0)
     outlier_weight: float = option("weight λ of the outlier loss; auto: 6000 binary, 1 margin")
+    outlier_digest: str = ""
+    """Identity of the whole training fold of the outlier dataset."""
 
 
 @dataclass(frozen=True)

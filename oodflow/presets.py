@@ -161,6 +161,7 @@ def build_experiment(
     given: Mapping[str, Any],
     *,
     dataset: str,
+    digest: str,
     role: str,
     train_size: int,
     model: Model,
@@ -201,5 +202,5 @@ def build_experiment(
         ),
         precision=given["precision"],
     )
-    data = Data(dataset, limit)
+    data = Data(dataset, limit, digest)
     return Experiment(model, data, loss, optimisation, init, general, seed)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 TINY = tuple(
     word
@@ -28,6 +31,16 @@ class Outcome:
     code: int
     out: str
     err: str
+
+
+@dataclass(frozen=True)
+class Project:
+    """How ``mlflow run`` ended, what it printed, and the run that it had made."""
+
+    workspace: "Workspace"
+    code: int
+    text: str
+    run_id: str
 
 
 @dataclass(frozen=True)
@@ -76,6 +89,35 @@ class Workspace:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def mlflow_run(self, entry: str, **parameters: str) -> Project:
+        """``mlflow run . -e ENTRY`` in a copy of the project's files; the package is installed."""
+        for name in ("MLproject", "conda.yaml", "constraints.txt"):
+            shutil.copy(ROOT / name, self.folder)
+        known = {run.info.run_id for run in self.all_runs()}
+        words = [word for item in parameters.items() for word in ("-P", "=".join(item))]
+        start = [sys.executable, "-m", "mlflow", "run", ".", "-e", entry, "--env-manager", "local"]
+        done = subprocess.run(
+            [*start, *words],
+            cwd=self.folder,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        text = done.stdout + done.stderr
+        claimed = re.search(r"run with ID '(\w+)'", text) or re.search(r"\(ID '(\w+)'\)", text)
+        assert claimed, text
+        assert claimed[1] not in known
+        return Project(self, done.returncode, text, claimed[1])
+
+    def all_runs(self) -> list:
+        """Every run of the store, in whichever experiment."""
+        from mlflow.entities import ViewType
+
+        client = self.store().client
+        experiments = [each.experiment_id for each in client.search_experiments(ViewType.ALL)]
+        return list(client.search_runs(experiments))
 
     def store(self):
         """The open store, for looking into it through oodflow and mlflow."""

@@ -156,6 +156,7 @@ def options(entry="train", **given):
 def experiment_of(given, dataset="cifar10", role="in_distribution", train_size=50_000, **changes):
     facts = {
         "dataset": dataset,
+        "digest": "0123456789abcdef",
         "role": role,
         "train_size": train_size,
         "model": architecture(given, 3),

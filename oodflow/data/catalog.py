@@ -3,15 +3,18 @@
 Imports neither torch nor numpy, so that the command line can read it to print its help.
 """
 
+import hashlib
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from urllib.parse import parse_qsl, urlencode
 
-from oodflow.errors import unknown_name
+from oodflow.errors import UserError, unknown_name
 
-__all__ = ["CATALOG", "FOLDS", "Dataset", "data_folder", "lookup"]
+__all__ = ["CATALOG", "FOLDS", "Dataset", "agreeing", "data_folder", "lookup", "slug_of"]
 
 FOLDS = ("train", "test")
 
@@ -25,21 +28,43 @@ class Dataset:
     """``in_distribution``, ``general`` or ``outlier``: what it is for when nothing else is said."""
     channels: int
     classes: int
-    """Number of classes; 0 means that the images have no labels."""
+    """Number of classes; 0 means that the images have no labels, or a folder not yet read."""
     train_size: int
+    """Images of the training fold; 0 for a set that only serves as outliers."""
     test_size: int
-    translate: int
-    """Training images are shifted by up to so many pixels in x and in y (S4.1)."""
     flip: bool
     """Whether half of the training images are mirrored (S4.1)."""
-    general: str
-    """The general set that matches it, or "" where the catalogue has none."""
+    generals: tuple[str, ...]
+    """General sets that match it, the paper's own first; empty for a general set."""
     ood: tuple[str, ...]
     """Outlier datasets it is tested against by default, when it is the in-distribution."""
     where: str
     """Path of its files below the data folder; "" for datasets that are generated."""
     obtain: str
     """One sentence: how to get it."""
+    source: str
+    """What reads its files, by the name in :mod:`oodflow.data.prepared`."""
+    translate: int = 3
+    """Training images are shifted by up to so many pixels in x and in y (S4.1)."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """What stands behind the ``?`` of a folder's name."""
+
+    @property
+    def slug(self) -> str:
+        """The name as it stands in metrics, file names and tables: a folder has a short one."""
+        if not self.name.startswith("folder:"):
+            return self.name
+        path = Path(self.name.removeprefix("folder:").partition("?")[0])
+        word = re.sub(r"[^A-Za-z0-9_.-]+", "-", path.name) or "folder"
+        return f"{word}-{hashlib.sha256(self.name.encode()).hexdigest()[:6]}"
+
+    @property
+    def folds(self) -> tuple[str, ...]:
+        return FOLDS if self.train_size else ("test",)
+
+
+RGB_GENERALS = ("tiny", "tiny300k", "imagenet32", "sketch-general")
+GREY_GENERALS = tuple(f"{name}-grey" for name in RGB_GENERALS)
 
 
 def _sketch(
@@ -56,12 +81,12 @@ def _sketch(
         classes=classes,
         train_size=20_000,
         test_size=1_000,
-        translate=3,
         flip=flip,
-        general="" if role == "general" else "sketch-general",
+        generals=() if role == "general" else ("sketch-general",),
         ood=ood,
         where="",
         obtain="It is generated when it is first used; nothing is downloaded.",
+        source="sketch",
     )
 
 
@@ -81,12 +106,69 @@ def _published(
         classes=classes,
         train_size=sizes[0],
         test_size=sizes[1],
-        translate=3,
         flip=flip,
-        general="",
+        generals=RGB_GENERALS if channels == 3 else GREY_GENERALS,
         ood=ood,
         where=where,
         obtain=f"Run `oodflow datasets prepare {name} --download`, or copy its files there.",
+        source="torchvision",
+    )
+
+
+def _outlier(name: str, classes: int, sizes: tuple[int, int], obtain: str) -> Dataset:
+    return Dataset(
+        name=name,
+        role="outlier",
+        channels=3,
+        classes=classes,
+        train_size=sizes[0],
+        test_size=sizes[1],
+        flip=True,
+        generals=RGB_GENERALS,
+        ood=(),
+        where=name,
+        obtain=f"{obtain}, and put it there or run `oodflow datasets prepare {name} --from PATH`.",
+        source=name,
+    )
+
+
+def _general(name: str, sizes: tuple[int, int], source: str, obtain: str) -> Dataset:
+    return Dataset(
+        name=name,
+        role="general",
+        channels=3,
+        classes=1000 if name == "imagenet32" else 0,
+        train_size=sizes[0],
+        test_size=sizes[1],
+        flip=True,
+        generals=(),
+        ood=(),
+        where=name,
+        obtain=f"{obtain}, and put it there or run `oodflow datasets prepare {name} --from PATH`.",
+        source=source,
+    )
+
+
+MODALITIES = ("brats-t1", "brats-t1ce", "brats-t2", "brats-flair")
+
+
+def _brats(name: str) -> Dataset:
+    return Dataset(
+        name=name,
+        role="in_distribution",
+        channels=3,
+        classes=0,
+        train_size=5_000,
+        test_size=1_000,
+        flip=True,
+        generals=RGB_GENERALS,
+        ood=tuple(other for other in MODALITIES if other != name),
+        where="brats",
+        obtain=(
+            "Register with the BraTS challenge, put its folder of NIfTI volumes there or run "
+            f"`oodflow datasets prepare {name} --from PATH`."
+        ),
+        source="brats",
     )
 
 
@@ -116,27 +198,170 @@ _ENTRIES = (
     _sketch("sketch-scenes", "outlier", 0, True),
     _sketch("sketch-general", "general", 0, True),
     _published(
-        "cifar10", 3, 10, (50_000, 10_000), True, ("svhn", "cifar100"), "cifar-10-batches-py"
+        "cifar10",
+        3,
+        10,
+        (50_000, 10_000),
+        True,
+        ("svhn", "cifar100", "lsun", "celeba", "tinyimagenet"),
+        "cifar-10-batches-py",
     ),
-    _published("cifar100", 3, 100, (50_000, 10_000), True, ("svhn", "cifar10"), "cifar-100-python"),
-    _published("svhn", 3, 10, (73_257, 26_032), False, ("cifar10", "cifar100"), "svhn"),
+    _published(
+        "cifar100",
+        3,
+        100,
+        (50_000, 10_000),
+        True,
+        ("svhn", "cifar10", "lsun", "celeba", "tinyimagenet"),
+        "cifar-100-python",
+    ),
+    _published(
+        "svhn",
+        3,
+        10,
+        (73_257, 26_032),
+        False,
+        ("cifar10", "cifar100", "lsun", "celeba", "tinyimagenet"),
+        "svhn",
+    ),
     _published("mnist", 1, 10, (60_000, 10_000), False, ("fashion-mnist",), "MNIST/raw"),
     _published("fashion-mnist", 1, 10, (60_000, 10_000), False, ("mnist",), "FashionMNIST/raw"),
+    _outlier("lsun", 10, (0, 3_000), "Get the ten `_val` LMDB folders from the makers of LSUN"),
+    _outlier("celeba", 0, (0, 60_000), "Get img_align_celeba from the makers of CelebA"),
+    _outlier(
+        "tinyimagenet", 200, (100_000, 10_000), "Get tiny-imagenet-200.zip from Stanford's CS231n"
+    ),
+    *(_brats(name) for name in MODALITIES),
+    _general(
+        "tiny",
+        (800_000, 200_000),
+        "tiny",
+        "80 Million Tiny Images was withdrawn by its makers in 2020; use tiny300k, imagenet32 or "
+        "folder:PATH?role=general in its place. If you have tiny_images.bin, keep it safe",
+    ),
+    _general(
+        "tiny300k",
+        (240_000, 60_000),
+        "arrays",
+        "Get 300K_random_images.npy, the cleaned subset of 300 000 Tiny Images",
+    ),
+    _general(
+        "imagenet32",
+        (1_281_167, 50_000),
+        "imagenet32",
+        "Get the pickled batches of downsampled ImageNet 32×32 from image-net.org",
+    ),
 )
 
-CATALOG: Mapping[str, Dataset] = MappingProxyType({each.name: each for each in _ENTRIES})
-"""Every dataset by its name."""
+
+def _grey(base: Dataset) -> Dataset:
+    """The greyscale form of an RGB dataset, with the weights of S5.1."""
+    return replace(
+        base,
+        name=f"{base.name}-grey",
+        channels=1,
+        generals=GREY_GENERALS if base.role != "general" else (),
+        ood=tuple(f"{name}-grey" for name in base.ood),
+        source="grey",
+    )
+
+
+CATALOG: Mapping[str, Dataset] = MappingProxyType(
+    {each.name: each for each in _ENTRIES}
+    | {each.name: each for each in (_grey(base) for base in _ENTRIES if base.role == "general")}
+)
+"""The datasets by their names. Any RGB one has a grey form too, its name with ``-grey``."""
+
+FOLDER_OPTIONS = ("resize", "crop", "channels", "flip", "role", "test")
 
 
 def lookup(name: str) -> Dataset:
     """The facts about a dataset; raises UserError with the known names for an unknown one.
 
-    >>> lookup("cifar10").ood
-    ('svhn', 'cifar100')
+    ``folder:PATH`` is any folder of images; ``folder:PATH?resize=32&crop=32`` states how they
+    become 32×32, ``channels=1`` makes them grey, ``flip=0`` keeps them unmirrored in training,
+    ``test=SHARE`` sets the share of the test fold, and ``role=general`` makes it a general set.
+
+    >>> lookup("cifar10").generals[0], lookup("svhn-grey").channels
+    ('tiny', 1)
+    >>> lookup("folder:/photos/cats?crop=32").slug
+    'cats-b9de1e'
     """
-    if name not in CATALOG:
-        raise unknown_name("dataset", name, CATALOG)
-    return CATALOG[name]
+    if name in CATALOG:
+        return CATALOG[name]
+    if name.startswith("folder:"):
+        return _folder(name.removeprefix("folder:"))
+    base = CATALOG.get(name.removesuffix("-grey"))
+    if name.endswith("-grey") and base and base.channels == 3:
+        return _grey(base)
+    raise unknown_name("dataset", name, [*CATALOG, "folder:PATH"])
+
+
+def slug_of(name: str) -> str:
+    """A dataset's short name, also where nothing of that name is known any more."""
+    return lookup(name).slug if name.startswith("folder:") else name
+
+
+def _folder(text: str) -> Dataset:
+    path, _, query = text.partition("?")
+    if not path:
+        raise UserError("folder: names no folder; write folder:PATH")
+    try:
+        options = dict(parse_qsl(query, strict_parsing=True)) if query else {}
+    except ValueError as error:
+        raise UserError(f"{query!r} behind folder:{path}? is not KEY=VALUE&KEY=VALUE") from error
+    for key in options:
+        if key not in FOLDER_OPTIONS:
+            raise unknown_name("folder option", key, FOLDER_OPTIONS)
+    for key, known in {
+        "channels": ("1", "3"),
+        "flip": ("0", "1"),
+        "role": ("in_distribution", "general", "outlier"),
+    }.items():
+        if options.get(key, known[0]) not in known:
+            raise unknown_name(f"folder option {key}", options[key], known)
+    place = Path(path).expanduser().resolve()
+    role = options.get("role", "in_distribution")
+    grey = options.get("channels") == "1"
+    outliers = ("sketch-digits-grey", "sketch-scenes-grey") if grey else (
+        "sketch-digits", "sketch-scenes")  # fmt: skip
+    return Dataset(
+        name=f"folder:{place}" + (f"?{urlencode(sorted(options.items()))}" if options else ""),
+        role=role,
+        channels=1 if grey else 3,
+        classes=0,
+        train_size=0,
+        test_size=0,
+        flip=options.get("flip") != "0",
+        generals=() if role == "general" else GREY_GENERALS if grey else RGB_GENERALS,
+        ood=outliers if role == "in_distribution" else (),
+        where=str(place),
+        obtain="Give the path of a folder with images.",
+        source="folder",
+        options=MappingProxyType(options),
+    )
+
+
+def agreeing(name: str, channels: int) -> str:
+    """The dataset in the form that has so many channels: itself, or its grey form (S5.1).
+
+    Raises UserError for a grey dataset where colour is needed.
+
+    >>> agreeing("tiny", 1), agreeing("tiny", 3)
+    ('tiny-grey', 'tiny')
+    """
+    facts = lookup(name)
+    if facts.channels == channels:
+        return facts.name
+    if facts.channels == 1:
+        raise UserError(
+            f"{name} has 1 channel where {channels} are needed; grey images are not made colour, "
+            "choose a dataset of colour images or a grey in-distribution"
+        )
+    if facts.source == "folder":
+        path = facts.name.partition("?")[0]
+        return lookup(f"{path}?{urlencode({**facts.options, 'channels': '1'})}").name
+    return f"{name}-grey"
 
 
 def data_folder(given: str) -> Path:

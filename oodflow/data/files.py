@@ -1,18 +1,36 @@
 """Image files and folders of them, as the uint8 tensors that models score."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import torch
 from torch import Tensor
 
+from oodflow.data.source import to_grey
 from oodflow.errors import UserError
 
-__all__ = ["UnreadableImage", "find_images", "read_image"]
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["UnreadableImage", "find_images", "image_suffixes", "open_image", "read_image"]
 
 
 class UnreadableImage(Exception):
     """A file that Pillow cannot decode."""
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """The lower-case endings of the files that Pillow can open, with their dots."""
+    from PIL import Image
+
+    return frozenset(
+        suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN
+    )
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
@@ -20,9 +38,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
 
     Raises UserError for a path that does not exist, and where there is no image at all.
     """
-    from PIL import Image
-
-    known = set(Image.registered_extensions())
+    known = image_suffixes()
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -38,8 +54,41 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
+def open_image(source: BinaryIO | Path) -> Image.Image:
+    """The first picture of a file in Pillow's mode L or RGB, turned as it is stored.
+
+    Transparency is put on black. Of 16-bit grey values the upper 8 bits stay, as Pillow does with
+    16-bit colour. Raises UnreadableImage for what is no image.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(source) as opened:
+            opened.load()
+            return _flat(opened)
+    # Pillow's decoders raise whatever their formats make of broken bytes.
+    except Exception as error:
+        raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    import numpy as np
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        # Pillow would clip the values at 255; 32 bits wide, they come from files of 16 bits.
+        values = np.array(image)
+        if "transparency" in image.info:
+            values[values == image.info["transparency"]] = 0
+        return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer)
+    return image.convert("L" if image.mode in ("1", "L", "F") else "RGB")
+
+
 def read_image(path: Path, shape: tuple[int, int, int], resize: bool) -> Tensor:
-    """One image as uint8 C×H×W of the given shape; grey or RGB by the number of channels.
+    """One image as uint8 C×H×W of the given shape; colour becomes grey as in S5.1.
 
     Transparency is put on black. Another size is resized bilinearly, or without ``resize`` refused
     with a UserError that names the file. Raises UnreadableImage for what is no image.
@@ -48,16 +97,7 @@ def read_image(path: Path, shape: tuple[int, int, int], resize: bool) -> Tensor:
     from PIL import Image
 
     channels, height, width = shape
-    try:
-        with Image.open(path) as opened:
-            opened.load()
-            image = opened.convert("RGBA") if opened.has_transparency_data else opened.copy()
-    # Pillow's decoders raise whatever their formats make of broken bytes.
-    except Exception as error:
-        raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from error
-    if image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-    image = image.convert("RGB" if channels == 3 else "L")
+    image = open_image(path)
     if image.size != (width, height):
         if not resize:
             raise UserError(
@@ -65,5 +105,8 @@ def read_image(path: Path, shape: tuple[int, int, int], resize: bool) -> Tensor:
                 "use --resize"
             )
         image = image.resize((width, height), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(image))
-    return pixels.permute(2, 0, 1) if channels == 3 else pixels[None]
+    pixels = np.array(image)
+    planes = pixels[None] if image.mode == "L" else pixels.transpose(2, 0, 1)
+    if len(planes) > channels:
+        planes = to_grey(planes[None])[0]
+    return torch.from_numpy(planes).expand(channels, height, width)

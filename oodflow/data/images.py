@@ -1,16 +1,48 @@
-"""Images in memory: one uint8 tensor of a fold, its labels and the digest of both."""
+"""Images by the name of their dataset: prepared at the first use, opened as tensors afterwards."""
 
-import hashlib
-import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from oodflow.data.catalog import FOLDS, lookup
+from oodflow.data import grey
+from oodflow.data.catalog import FOLDS, Dataset, lookup
+from oodflow.data.prepared import Prepared, find, keep
+from oodflow.data.source import Request, refuse_broken
 from oodflow.errors import UserError
 
-__all__ = ["Images", "digest_of", "download", "load"]
+__all__ = ["Images", "describe", "download", "load", "prepare", "present", "raw_path"]
+
+SOURCES: Mapping[str, str] = {
+    "sketch": "oodflow.data.sketch",
+    "torchvision": "oodflow.data.torchvision_sets",
+    "lsun": "oodflow.data.lsun",
+    "celeba": "oodflow.data.celeba",
+    "tinyimagenet": "oodflow.data.tinyimagenet",
+    "brats": "oodflow.data.brats",
+    "tiny": "oodflow.data.tiny",
+    "arrays": "oodflow.data.arrays",
+    "imagenet32": "oodflow.data.imagenet32",
+    "folder": "oodflow.data.folder",
+}
+"""Module behind each source; imported when it is needed, since some bring large libraries."""
+
+CHANGING = ("sketch", "folder")
+"""Sources whose ``stamp(path)`` tells whether what was prepared still holds.
+
+The files of the others are not changed by their makers.
+"""
+
+Progress = Callable[[int, int], None]
+"""Called with the images done and the images in all."""
+
+
+def _silent(done: int, total: int) -> None:
+    """No progress is shown."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,30 +52,36 @@ class Images:
     name: str
     fold: str
     pixels: Tensor
-    """uint8 N×C×32×32."""
+    """uint8 N×C×32×32; a memory map that is read where it is used."""
     labels: Tensor | None
     """int64 N, or None where the dataset has no labels."""
     digest: str
-    """Identity of the content, whatever its name: :func:`digest_of` pixels and labels."""
+    """Identity of the content: see :func:`oodflow.data.prepared.digest_of`."""
 
 
-def digest_of(pixels: Tensor, labels: Tensor | None) -> str:
-    """SHA-256 over shape, pixels and labels, the first 16 hexadecimal digits.
+def raw_path(facts: Dataset, data_dir: Path) -> Path:
+    """Where a dataset's raw files are expected; the data folder itself for generated ones."""
+    return data_dir / facts.where
 
-    >>> import torch
-    >>> digest_of(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), None)
-    'a74042a8cdeb6384'
+
+def describe(name: str, data_dir: Path, on_progress: Progress = _silent) -> Prepared:
+    """The dataset's true sizes, classes and digests; it is prepared where it is not yet.
+
+    Raises UserError for an unknown dataset, and raw files that are absent or damaged.
     """
-    # The header tells apart equal bytes of other shapes, and absent labels from an absent image.
-    header = json.dumps({"shape": list(pixels.shape), "labels": labels is not None})
-    running = hashlib.sha256(header.encode())
-    for content in (pixels, labels):
-        if content is not None:
-            running.update(content.contiguous().numpy().data)
-    return running.hexdigest()[:16]
+    facts = lookup(name)
+    found = find(facts, data_dir, _stamp(facts, data_dir))
+    if found is None:
+        prepare(name, data_dir, on_progress=on_progress, again=False)
+        found = find(facts, data_dir, _stamp(facts, data_dir))
+    if found is None:
+        raise UserError(f"{name} changed while it was read; try again")
+    return found
 
 
-def load(name: str, fold: str, data_dir: Path, limit: int = 0) -> Images:
+def load(
+    name: str, fold: str, data_dir: Path, limit: int = 0, on_progress: Progress = _silent
+) -> Images:
     """The images of one fold, the first ``limit`` of them unless it is 0.
 
     Raises UserError for an unknown dataset or fold, a negative limit, and files that are absent
@@ -54,29 +92,107 @@ def load(name: str, fold: str, data_dir: Path, limit: int = 0) -> Images:
         raise UserError(f"unknown fold {fold!r} of {name}; available: {', '.join(FOLDS)}")
     if limit < 0:
         raise UserError(f"limit is {limit}; it must be 0 (all images) or a number of images")
-    labels: Tensor | None
-    if facts.where:
-        from oodflow.data import torchvision_sets
+    ready = describe(name, data_dir, on_progress)
+    if fold not in ready.folds:
+        raise UserError(f"{name} has no {fold} fold: it serves as outliers only")
+    known = ready.folds[fold]
+    pixels, labels = ready.arrays(fold)
+    digest = known.digest
+    if 0 < limit < known.count:
+        # The first images are known by the whole and their number, without reading them.
+        digest = sha256(f"{digest}/{limit}".encode()).hexdigest()[:16]
+        pixels, labels = pixels[:limit], None if labels is None else labels[:limit]
+    return Images(
+        facts.name,
+        fold,
+        torch.from_numpy(pixels),
+        None if labels is None else torch.from_numpy(labels),
+        digest,
+    )
 
-        pixels, labels = torchvision_sets.read(name, fold, data_dir, limit)
-    else:
-        from oodflow.data import sketch
 
-        pixels, labels = sketch.read(name, fold, data_dir, limit)
-    return Images(name, fold, pixels, labels, digest_of(pixels, labels))
+def prepare(
+    name: str,
+    data_dir: Path,
+    path: Path | None = None,
+    skip_broken: bool = False,
+    exclude: tuple[Path, ...] = (),
+    again: bool = True,
+    on_progress: Progress = _silent,
+) -> None:
+    """Read a dataset's raw files into the prepared form, in place of what is there.
+
+    Without ``again`` a prepared form that still holds is left alone. ``path`` is where the raw
+    files are, when not where they are expected. Images that cannot be read end it
+    with a UserError, or with ``skip_broken`` are left out and counted.
+    """
+    facts = lookup(name)
+    skipped: list[str] = []
+
+    def needed() -> bool:
+        return again or find(facts, data_dir, _stamp(facts, data_dir)) is None
+
+    def leave_out(which: str, why: str) -> None:
+        skipped.append(which)
+
+    if facts.source == "grey":
+        base = describe(facts.name.removesuffix("-grey"), data_dir, on_progress)
+        keep(
+            facts,
+            data_dir,
+            grey.stamp(base),
+            lambda: grey.read(base),
+            lambda: base.skipped,
+            needed,
+            on_progress,
+        )
+        return
+    path = (path or raw_path(facts, data_dir)).expanduser().absolute()
+    if facts.where and not path.exists():
+        raise UserError(f"{facts.name} is not at {path}. {facts.obtain}")
+    source = import_module(SOURCES[facts.source])
+    on_broken = leave_out if skip_broken else refuse_broken
+    keep(
+        facts,
+        data_dir,
+        # The stamp comes first: what changes while it is read must not pass for prepared.
+        _stamp(facts, data_dir),
+        lambda: source.read(Request(facts, path, on_broken, exclude)),
+        lambda: len(skipped),
+        needed,
+        on_progress,
+    )
+
+
+def _stamp(facts: Dataset, data_dir: Path) -> str:
+    if facts.source == "grey":
+        base = lookup(facts.name.removesuffix("-grey"))
+        found = find(base, data_dir, _stamp(base, data_dir))
+        return grey.stamp(found) if found else "the RGB dataset is not prepared"
+    if facts.source not in CHANGING:
+        return ""
+    return import_module(SOURCES[facts.source]).stamp(raw_path(facts, data_dir))
+
+
+def present(name: str, data_dir: Path) -> bool:
+    """Whether a dataset is prepared, or its raw files (or the generator) are there to do it."""
+    facts = lookup(name)
+    if facts.source == "grey":
+        return present(facts.name.removesuffix("-grey"), data_dir)
+    if not facts.where or raw_path(facts, data_dir).exists():
+        return True
+    return find(facts, data_dir, "") is not None
 
 
 def download(name: str, data_dir: Path) -> None:
-    """Put a dataset's files where :func:`load` looks for them, both folds.
+    """Put a dataset's raw files where :func:`prepare` looks for them.
 
-    Raises UserError where that fails. The generated datasets are generated and cached instead.
+    Raises UserError where that fails, and for a dataset that its makers do not let be downloaded.
     """
-    if lookup(name).where:
+    facts = lookup(name)
+    if facts.source == "torchvision":
         from oodflow.data import torchvision_sets
 
         torchvision_sets.download(name, data_dir)
-    else:
-        from oodflow.data import sketch
-
-        for fold in FOLDS:
-            sketch.read(name, fold, data_dir)
+    elif facts.where:
+        raise UserError(f"{name} cannot be downloaded by this command. {facts.obtain}")

@@ -1,4 +1,4 @@
-"""The embedded datasets, the sketch family: generated from a fixed seed, cached on disk.
+"""The embedded datasets, the sketch family: generated from a fixed seed.
 
 They show in minutes what the paper shows on CIFAR10 and SVHN: shapes on photographs are the
 in-distribution, digits on smooth gradients are simpler images that fool a raw likelihood, and the
@@ -6,24 +6,23 @@ general set has something of everything. An image is background·(1 − mask) + 
 """
 
 import hashlib
-import os
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from oodflow.data.catalog import lookup
 from oodflow.data.sketch_masks import STYLES, glyph_tiles, place, shape_tiles
 from oodflow.data.sketch_photos import SIDE, crops
-from oodflow.errors import UserError
+from oodflow.data.source import Fold, Piece, Raw, Request
 
-__all__ = ["DIGITS", "LETTERS", "PRINTABLE", "VERSION", "cache_file", "generate", "read"]
+__all__ = ["DIGITS", "LETTERS", "PRINTABLE", "VERSION", "generate", "read", "stamp"]
 
 VERSION = 1
-"""Raise it with every change that changes a pixel: it is in the seed and in the cached name."""
+"""Raise it with every change that changes a pixel: it is in the seed and in the stamp."""
 
 LETTERS = "ABEGHKMRSX"
 DIGITS = "0123456789"
@@ -33,7 +32,7 @@ CHUNK = 500
 """Images made at once. Part of the recipe: each chunk has a random generator of its own."""
 
 RECORD = np.dtype([("pixels", np.uint8, (3, SIDE, SIDE)), ("label", np.int8)])
-"""One image in the cached file; the label is −1 where there is none."""
+"""One image; the label is −1 where there is none."""
 
 
 def generate(name: str, fold: str, count: int) -> NDArray[np.void]:
@@ -42,59 +41,26 @@ def generate(name: str, fold: str, count: int) -> NDArray[np.void]:
     return np.concatenate(chunks)[:count] if chunks else np.empty(0, RECORD)
 
 
-def read(name: str, fold: str, data_dir: Path, limit: int = 0) -> tuple[Tensor, Tensor | None]:
-    """Pixels (uint8 N×3×32×32) and labels (int64 N, or None) of a fold.
-
-    They are the first ``limit``, or all where it is 0. The fold is generated at its first use and
-    read from the data folder afterwards. Raises UserError where the cached file is damaged or
-    cannot be written.
-    """
-    facts = lookup(name)
-    file = cache_file(name, fold, data_dir)
-    size = facts.train_size if fold == "train" else facts.test_size
-    if not file.exists():
-        _write(file, generate(name, fold, size))
-    try:
-        records = np.load(file, mmap_mode="r", allow_pickle=False)
-    # numpy has no one error for a file that is cut or is something else.
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
-        raise _damaged(file) from error
-    if records.dtype != RECORD or records.shape != (size,):
-        raise _damaged(file)
-    chosen = records[: limit or None]
-    # Always a copy: one record alone is contiguous, and its tensor would write into the file.
-    pixels = torch.from_numpy(chosen["pixels"].copy())
-    if not facts.classes:
-        return pixels, None
-    return pixels, torch.from_numpy(chosen["label"].astype(np.int64))
+def read(request: Request) -> Raw:
+    """Both folds, generated chunk by chunk."""
+    facts = request.facts
+    sizes = {"train": facts.train_size, "test": facts.test_size}
+    return Raw(
+        {fold: Fold(size, partial(_pieces, facts.name, fold, size)) for fold, size in sizes.items()}
+    )
 
 
-def cache_file(name: str, fold: str, data_dir: Path) -> Path:
-    """Where a generated fold is kept."""
-    return data_dir / "sketch" / f"{name}-{fold}-v{VERSION}.npy"
+def stamp(path: Path) -> str:
+    """The version of the recipe; there are no raw files."""
+    return f"v{VERSION}"
 
 
-def _damaged(file: Path) -> UserError:
-    return UserError(f"{file} is damaged; delete it and it is generated again")
-
-
-def _write(file: Path, records: NDArray[np.void]) -> None:
-    """Write the whole file or none; of processes that start together the last one's stays."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f"{file.name}.{os.getpid()}.part")
-        try:
-            with temporary.open("wb") as stream:
-                np.save(stream, records, allow_pickle=False)
-            os.replace(temporary, file)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise UserError(
-            f"{file} cannot be written ({error.strerror}); choose another data folder "
-            "with data_dir or OODFLOW_DATA"
-        ) from error
+def _pieces(name: str, fold: str, size: int) -> Iterator[Piece]:
+    labelled = lookup(name).classes > 0
+    for at in range(-(-size // CHUNK)):
+        records = _chunk(name, fold, at)[: size - at * CHUNK]
+        labels = records["label"].astype(np.int64) if labelled else None
+        yield Piece(records["pixels"], labels)
 
 
 def _chunk(name: str, fold: str, at: int) -> NDArray[np.void]:

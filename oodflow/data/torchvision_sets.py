@@ -6,7 +6,11 @@ are taken at once, no image passes through PIL.
 
 import contextlib
 import io
-from collections.abc import Callable
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +18,71 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oodflow.data.catalog import FOLDS, lookup
+from oodflow.data.catalog import FOLDS, Dataset, lookup
+from oodflow.data.source import Fold, Piece, Raw, Request
 from oodflow.errors import UserError
 
 __all__ = ["download", "enlarge", "read"]
 
+CHUNK = 4096
+"""Images resized at once, since all of MNIST in float32 would take half a gigabyte."""
 
-def read(name: str, fold: str, data_dir: Path, limit: int = 0) -> tuple[Tensor, Tensor]:
-    """Pixels (uint8 N×C×32×32) and labels (int64 N) of a fold, the first ``limit`` unless 0.
 
-    Raises UserError where the files are absent, incomplete or damaged.
+def read(request: Request) -> Raw:
+    """Both folds of a dataset whose files, or the archive of them, are at the request's path.
+
+    Raises UserError where the files are incomplete or damaged.
     """
-    facts = lookup(name)
-    folder = data_dir / facts.where
-    if not folder.exists():
-        raise UserError(f"{name} is not at {folder}. {facts.obtain}")
-    try:
-        opened = _opener(name, data_dir)(fold, False)
-        pixels, labels = _arrays(name, opened)
-    # Damaged files end in pickle's, scipy's, torch's and torchvision's own errors, a dozen kinds.
-    except Exception as error:
-        raise UserError(
-            f"{name} at {folder} is incomplete or damaged ({_line(error)}). "
-            f"Remove it and get it again. {facts.obtain}"
-        ) from error
+    return Raw(
+        {fold: Fold(_size(request.facts, fold), partial(_pieces, request, fold)) for fold in FOLDS}
+    )
+
+
+def _size(facts: Dataset, fold: str) -> int:
+    return facts.train_size if fold == "train" else facts.test_size
+
+
+def _pieces(request: Request, fold: str) -> Iterator[Piece]:
+    facts = request.facts
+    with tempfile.TemporaryDirectory(prefix="oodflow-") as temporary:
+        root = Path(temporary)
+        # torchvision insists on its own names of folders, the user's may have another.
+        place = root / facts.where
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(_unpacked(request.path, root / "archive", place.name))
+        try:
+            pixels, labels = _arrays(facts.name, _opener(facts.name, root)(fold, False))
+        # Damaged files end in pickle's, scipy's, torch's and torchvision's own errors.
+        except Exception as error:
+            reason = _line(error).replace(str(place), str(request.path))
+            raise UserError(
+                f"{facts.name} at {request.path} is incomplete or damaged ({reason}). "
+                f"Remove it and get it again. {facts.obtain}"
+            ) from error
     problem = _problem(pixels, labels, facts.channels, facts.classes)
     if problem:
-        raise UserError(f"{name} {fold} at {folder} {problem}. {facts.obtain}")
-    chosen = slice(limit or None)
-    return enlarge(pixels[chosen]), labels[chosen]
+        raise UserError(f"{facts.name} {fold} at {request.path} {problem}. {facts.obtain}")
+    for some, their in zip(pixels.split(CHUNK), labels.split(CHUNK), strict=True):
+        yield Piece(enlarge(some).numpy(), their.numpy())
+
+
+def _unpacked(path: Path, place: Path, name: str) -> Path:
+    """The folder of a dataset: the path itself, or what its archive holds."""
+    if path.is_dir():
+        return path
+    try:
+        with tarfile.open(path) as archive:
+            archive.extractall(place, filter="data")
+    except tarfile.FilterError as error:
+        raise UserError(
+            f"{path} leads out of the archive ({_line(error)}); it is refused"
+        ) from error
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is no whole tar archive ({_line(error)}); get it again") from error
+    found = sorted(each for each in place.rglob(name) if each.is_dir())
+    if not found:
+        raise UserError(f"{path} holds no folder {name}")
+    return found[0]
 
 
 def download(name: str, data_dir: Path) -> None:
@@ -67,14 +107,8 @@ def enlarge(pixels: Tensor) -> Tensor:
     """uint8 N×C×H×W resized bilinearly to 32×32 (S5); images of that size are returned as such."""
     if pixels.shape[2:] == (32, 32):
         return pixels.contiguous()
-    # In parts, since all of MNIST in float32 would take half a gigabyte for a 60 MB result.
-    parts = [
-        F.interpolate(part.float(), size=(32, 32), mode="bilinear", align_corners=False)
-        .round()
-        .to(torch.uint8)
-        for part in pixels.split(4096)
-    ]
-    return torch.cat(parts)
+    resized = F.interpolate(pixels.float(), size=(32, 32), mode="bilinear", align_corners=False)
+    return resized.round().to(torch.uint8)
 
 
 def _opener(name: str, data_dir: Path) -> Callable[[str, bool], Any]:

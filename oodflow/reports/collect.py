@@ -1,10 +1,11 @@
 """From registered runs to tidy frames: one number a row, the newest run of each seed."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pandas as pd
 
-from oodflow.data.catalog import CATALOG
+from oodflow.data.catalog import CATALOG, slug_of
 from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
 from oodflow.tracking.store import Store
@@ -30,6 +31,8 @@ BPD_COLUMNS = ("run_id", "seed", "dataset", "kind", "bpd")
 def registered_runs(store: Store) -> tuple[list[RunInfo], int]:
     """Registered training runs in the catalogue's order of datasets, and how many were older.
 
+    Datasets go by their short names.
+
     Runs of the same identity count once, the newest; the others are the older ones.
     """
     found = [
@@ -45,6 +48,9 @@ def registered_runs(store: Store) -> tuple[list[RunInfo], int]:
         newest.values(),
         key=lambda run: (order.get(run.tags["dataset"], len(order)), int(run.tags["seed"])),
     )
+    chosen = [
+        replace(run, tags={**run.tags, "dataset": slug_of(run.tags["dataset"])}) for run in chosen
+    ]
     return chosen, len(found) - len(chosen)
 
 
@@ -107,7 +113,7 @@ def comparison_frame(store: Store) -> pd.DataFrame:
         }
         for ood, score, value in _aurocs(run, "train_fold/auroc/" if fold == "train" else "auroc/"):
             if score in names:
-                key = (tags["seed"], tags["model"], tags["dataset"], fold, ood, names[score])
+                key = (tags["seed"], tags["model"], slug_of(tags["dataset"]), fold, ood, names[score])
                 rows.setdefault(key, (run.run_id, value))
     columns = ["seed", "model", "dataset", "fold", "ood", "general"]
     frame = pd.DataFrame([(*key, *value) for key, value in rows.items()],

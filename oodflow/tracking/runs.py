@@ -1,5 +1,6 @@
 """Runs: made, resumed, filled with metrics and artifacts, ended, registered, looked up."""
 
+import json
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,23 +8,36 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    Metric,
+    Param,
+    Run,
+    RunStatus,
+    RunTag,
+)
 from mlflow.exceptions import MlflowException
 
 from oodflow.errors import UserError
 from oodflow.tracking.store import Store, is_missing
 
 __all__ = [
+    "DatasetUse",
     "RunInfo",
     "artifact",
     "end",
     "find",
     "get",
+    "git_commit",
     "list_artifacts",
     "log_artifacts",
+    "log_datasets",
     "log_metrics",
     "log_parameters",
     "log_reports",
+    "log_text",
     "model_uri",
     "register",
     "resolve",
@@ -137,10 +151,49 @@ def log_reports(
             log_metrics(store, run_id, metrics, step)
 
 
+@dataclass(frozen=True)
+class DatasetUse:
+    """A fold of a dataset that a run read, and what for."""
+
+    name: str
+    fold: str
+    size: int
+    digest: str
+    context: str
+    source: str
+    """The name under which the catalogue finds it."""
+
+
+def log_datasets(store: Store, run_id: str, uses: Iterable[DatasetUse]) -> None:
+    """Log the datasets of a run as its inputs, where the MLflow UI shows them."""
+    inputs = [
+        DatasetInput(
+            Dataset(
+                name=f"{use.name}-{use.fold}",
+                digest=use.digest,
+                source_type="oodflow",
+                source=json.dumps({"dataset": use.source, "fold": use.fold}),
+                profile=json.dumps({"num_rows": use.size}),
+            ),
+            [InputTag("mlflow.data.context", use.context)],
+        )
+        for use in uses
+    ]
+    store.client.log_inputs(run_id, inputs)
+
+
 def log_artifacts(store: Store, run_id: str, folder: Path, where: str) -> None:
     """Put the files of a folder under an artifact path of the run."""
     try:
         store.client.log_artifacts(run_id, str(folder), where)
+    except OSError as error:
+        raise UserError(f"cannot write artifacts of run {run_id}: {error}") from error
+
+
+def log_text(store: Store, run_id: str, text: str, path: str) -> None:
+    """Put a text as the artifact ``path`` of the run."""
+    try:
+        store.client.log_text(run_id, text, path)
     except OSError as error:
         raise UserError(f"cannot write artifacts of run {run_id}: {error}") from error
 
@@ -178,6 +231,11 @@ def get(store: Store, run_id: str) -> RunInfo:
             f"run {run_id!r} was deleted; `mlflow runs restore --run-id {run_id}` brings it back"
         )
     return _info(run)
+
+
+def git_commit(store: Store, run_id: str) -> str:
+    """The project's commit, which ``mlflow run`` notes where it runs from git; else ""."""
+    return store.client.get_run(run_id).data.tags.get("mlflow.source.git.commit", "")
 
 
 def resolve(store: Store, reference: str) -> RunInfo:

@@ -61,6 +61,7 @@ def measure(given: Mapping[str, Any]) -> dict[str, Any]:
     experiment = build_experiment(
         options,
         dataset=facts.name,
+        digest=images.digest,
         role=facts.role,
         train_size=len(images.pixels),
         model=architecture(options, facts.channels),

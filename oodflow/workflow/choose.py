@@ -13,6 +13,7 @@ __all__ = [
     "contrast_of",
     "diff_outlier_general",
     "general_of",
+    "general_sets",
     "in_distribution_runs",
     "newest_general",
     "own_of",
@@ -56,22 +57,33 @@ def general_of(store: Store, reference: str, dataset: str, model: Model, preset:
         f"of a general set with depth {model.depth}, width {model.hidden} and "
         f"{model.channels} channels",
         "train",
-        f"--dataset {_general_set(dataset) or 'NAME'} --preset {preset}",
+        f"--dataset {general_sets(dataset)[-1]} --preset {preset}",
         model,
     )
 
 
-def _general_set(dataset: str) -> str:
+def general_sets(dataset: str) -> tuple[str, ...]:
+    """The general sets that a dataset can be contrasted with, the paper's own first.
+
+    A general set has itself.
+    """
     facts = lookup(dataset)
-    return facts.general or (dataset if facts.role == "general" else "")
+    return facts.generals or (facts.name,)
 
 
 def newest_general(store: Store, dataset: str, model: Model) -> RunInfo | None:
-    """The newest registered general model of this architecture on the dataset's general set."""
+    """The newest registered general model of this architecture on the dataset's general set.
+
+    Of several sets the first that has one counts; a user's own general folder comes last.
+    """
     tags = {"role": "general", "model": model.name, "outlier_loss": "none", "init": "scratch"}
-    if general := _general_set(dataset):
-        tags["dataset"] = general
-    return _newest(store, tags, _of_model(model))
+    found = runs.find(store, {"registered": "true", **tags}, status="FINISHED")
+    fitting = list(filter(_of_model(model), found))
+    for general in general_sets(dataset):
+        for run in fitting:
+            if run.tags["dataset"] == general:
+                return run
+    return next((run for run in fitting if run.tags["dataset"].startswith("folder:")), None)
 
 
 def own_of(store: Store, dataset: str, model: Model, preset: str, seed: int) -> RunInfo:

@@ -1,43 +1,156 @@
-"""``oodflow datasets``: what there is, where it is expected, and how to get it."""
+"""``oodflow datasets``: what there is and how to get it; preparing and checking a dataset."""
 
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
 from rich.table import Table
 
 from oodflow import console
 from oodflow.data.catalog import CATALOG, data_folder, lookup
-from oodflow.data.images import download, load
+from oodflow.data.images import download, prepare, present, raw_path
+from oodflow.data.prepared import Prepared, digest_of
 from oodflow.errors import UserError
+from oodflow.workflow.session import described
 
-__all__ = ["list_command", "prepare_command"]
+__all__ = ["check_command", "list_command", "prepare_command"]
+
+CHUNK = 8192
+"""Images read at once; the memory a check needs does not grow with the dataset."""
+
+SHEET = (8, 12)
+"""Rows and columns of a contact sheet."""
+GAP = 2
+"""Pixels between the images of a contact sheet."""
 
 
 def list_command(data_dir: str) -> None:
-    """The catalogue as a table, with what is present in the data folder."""
+    """The catalogue as a table, what is present in the data folder, and how to get the rest."""
     folder = data_folder(data_dir)
-    table = Table("name", "role", "channels", "classes", "train", "test", "present", "expected in")
+    table = Table("name", "role", "channels", "classes", "train", "test", "present", "expected at")
+    absent = []
     for facts in CATALOG.values():
-        present = not facts.where or (folder / facts.where).exists()
+        there = present(facts.name, folder)
+        if not there and facts.source != "grey":
+            absent.append(facts)
         table.add_row(
             facts.name,
             facts.role.replace("_", "-"),
             str(facts.channels),
             str(facts.classes or ""),
-            f"{facts.train_size:,}",
+            f"{facts.train_size:,}" if facts.train_size else "",
             f"{facts.test_size:,}",
-            "yes" if present else "no",
-            facts.where or "(generated)",
+            "yes" if there else "no",
+            "(from the RGB form)" if facts.source == "grey" else facts.where or "(generated)",
         )
     console.show(table)
     console.say(f"data folder: {folder}")
+    console.say("any folder of images: folder:PATH, options in oodflow datasets prepare --help")
+    if absent:
+        console.say("how to get those not present:")
+    for facts in absent:
+        console.say(f"  {facts.name}: {facts.obtain}")
 
 
-def prepare_command(name: str, data_dir: str, may_download: bool) -> None:
-    """Generate or download a dataset, then load both folds to see that they are whole."""
+def prepare_command(
+    name: str,
+    data_dir: str,
+    source: str,
+    may_download: bool,
+    skip_broken: bool,
+    exclude: tuple[str, ...],
+) -> None:
+    """Read a dataset's raw files into the prepared form, in place of what is there."""
     facts, folder = lookup(name), data_folder(data_dir)
-    if may_download or not facts.where:
-        console.say(f"preparing {name} in {folder} …")
+    if source and (facts.source in ("folder", "grey") or not facts.where):
+        raise UserError(f"{name} is not made from files at another place; leave --from out")
+    if exclude and facts.name != "tiny":
+        raise UserError(f"--exclude is for tiny; {name} has no numbered records")
+    if may_download:
+        console.say(f"downloading {name} to {raw_path(facts, folder)} …")
         download(name, folder)
-    elif not (folder / facts.where).exists():
-        raise UserError(f"{name} is expected in {folder / facts.where}; {facts.obtain}")
-    for fold in ("train", "test"):
-        images = load(name, fold, folder)
-        console.say(f"{name} {fold}: {len(images.pixels):,} images, digest {images.digest}")
+    with console.progress(f"preparing {name}", 0) as advance:
+        prepare(
+            name,
+            folder,
+            Path(source) if source else None,
+            skip_broken,
+            tuple(Path(each) for each in exclude),
+            on_progress=lambda done, total: advance(done, total=total),
+        )
+    ready = described(name, folder)
+    for fold, known in ready.folds.items():
+        console.say(f"{name} {fold}: {known.count:,} images, digest {known.digest}")
+    if ready.skipped:
+        console.say(f"{ready.skipped} images could not be read and were left out")
+    console.say(f"kept in {ready.folder}")
+
+
+def check_command(name: str, data_dir: str, out: str) -> None:
+    """Read a prepared dataset through: counts, shape, digest, statistics, and a contact sheet."""
+    ready = described(name, data_folder(data_dir))
+    table = Table("fold", "images", "shape", "classes", "digest", "mean", "std", "labels")
+    for fold in ready.folds:
+        table.add_row(*_checked(ready, fold))
+    console.show(table)
+    file = Path(out) if out else Path(f"{ready.facts.slug}-contact-sheet.png")
+    try:
+        contact_sheet(ready).save(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write {file} ({error}); choose another with --out") from error
+    console.say(f"contact sheet: {file}")
+
+
+def _checked(ready: Prepared, fold: str) -> tuple[str, ...]:
+    """A row of the check: UserError where the pixels are not those that were prepared."""
+    known = ready.folds[fold]
+    pixels, labels = ready.arrays(fold)
+    sums, squares = np.zeros(pixels.shape[1]), np.zeros(pixels.shape[1])
+    with console.progress(f"checking {ready.facts.name} {fold}", known.count) as advance:
+
+        def blocks():
+            nonlocal sums, squares
+            for start in range(0, len(pixels), CHUNK):
+                block = np.array(pixels[start : start + CHUNK])
+                # Levels are small whole numbers: their sums and squares are exact in float64.
+                levels = block.astype(np.float64)
+                sums += levels.sum((0, 2, 3))
+                squares += (levels**2).sum((0, 2, 3))
+                advance(start + len(block))
+                yield block.tobytes()
+
+        digest = digest_of(pixels.shape, blocks(), None if labels is None else iter([labels.tobytes()]))
+    if digest != known.digest:
+        raise UserError(
+            f"{ready.folder / f'{fold}.npy'} has digest {digest}, prepared was {known.digest}; "
+            f"make it anew: oodflow datasets prepare {ready.facts.name}"
+        )
+    count = pixels[:, 0].size
+    mean, std = sums / count, np.sqrt(np.maximum(squares / count - (sums / count) ** 2, 0))
+    used = "" if labels is None else f"{labels.min()} to {labels.max()}"
+    return (
+        fold,
+        f"{known.count:,}",
+        "×".join(map(str, pixels.shape[1:])),
+        str(ready.facts.classes or ""),
+        digest,
+        " ".join(f"{value:.1f}" for value in mean),
+        " ".join(f"{value:.1f}" for value in std),
+        used,
+    )
+
+
+def contact_sheet(ready: Prepared) -> Image.Image:
+    """Images from all over the first fold, evenly spaced, in rows."""
+    pixels, _ = ready.arrays(next(iter(ready.folds)))
+    rows, columns = SHEET
+    chosen = np.linspace(0, len(pixels) - 1, min(rows * columns, len(pixels))).astype(int)
+    side = pixels.shape[-1] + GAP
+    sheet = Image.new("RGB", (columns * side + GAP, rows * side + GAP), "white")
+    for place, index in enumerate(chosen):
+        image = np.broadcast_to(pixels[index], (3, *pixels.shape[2:])).transpose(1, 2, 0)
+        row, column = divmod(place, columns)
+        sheet.paste(
+            Image.fromarray(np.ascontiguousarray(image)), (GAP + column * side, GAP + row * side)
+        )
+    return sheet

@@ -11,7 +11,7 @@ from oodflow.presets import architecture, build_experiment, loss_of
 from oodflow.tracking.runs import RunInfo
 from oodflow.workflow.choose import contrast_of, general_of, own_of
 from oodflow.workflow.session import Session, check_same_shape, open_session
-from oodflow.workflow.train import run_seeds
+from oodflow.workflow.train import first_present, run_seeds, with_outliers
 from oodflow.workflow.training_run import Plan
 
 __all__ = ["command", "finetune_plan"]
@@ -29,15 +29,15 @@ def finetune_plan(session: Session, given: Mapping[str, Any], seed: int) -> Plan
     On a general dataset it makes the general model of Diff†: the outliers are in-distribution
     images and the contrast is the in-distribution model.
     """
-    dataset = "sketch-shapes" if given["dataset"] == AUTO else given["dataset"]
+    facts = lookup("sketch-shapes" if given["dataset"] == AUTO else given["dataset"])
+    dataset = facts.name
     if given["model"] == "wide-resnet" or given["model"] in COMPRESSORS:
         raise UserError(f"{given['model']} is not finetuned; see oodflow train --help")
-    facts = lookup(dataset)
     supervised = given["supervised"]
-    if supervised and not facts.classes:
+    classes = session.described(dataset).facts.classes if supervised else 0
+    if supervised and not classes:
         raise UserError(f"{dataset} has no labels, which supervised training needs")
     role = "general" if facts.role == "general" else "in_distribution"
-    loss = loss_of(given, facts.general)
     wanted = architecture(given, facts.channels)
     preset = given["preset"]
     if given["init"] == "own":
@@ -47,6 +47,10 @@ def finetune_plan(session: Session, given: Mapping[str, Any], seed: int) -> Plan
     loaded = session.model(init)
     check_same_shape(dataset, loaded.experiment.model.channels, f"the model of run {init.run_id}")
     _check_architecture(given, loaded.experiment.model, init)
+    # Outliers are those that the start knows as the general distribution, else the first there.
+    from_general = role == "in_distribution" and init.tags.get("role") == "general"
+    outliers = init.tags["dataset"] if from_general else first_present(session, facts.generals)
+    loss = with_outliers(session, loss_of(given, outliers), facts.channels)
     needs_contrast = loss.outlier_loss == "binary" or supervised
     general = contrast = None
     if role == "in_distribution":
@@ -66,9 +70,10 @@ def finetune_plan(session: Session, given: Mapping[str, Any], seed: int) -> Plan
     experiment = build_experiment(
         given,
         dataset=dataset,
+        digest=session.train_digest(dataset),
         role=role,
-        train_size=facts.train_size,
-        model=replace(loaded.experiment.model, classes=facts.classes)
+        train_size=session.described(dataset).facts.train_size,
+        model=replace(loaded.experiment.model, classes=classes)
         if supervised
         else loaded.experiment.model,
         loss=loss,

@@ -17,7 +17,7 @@ from oodflow.workflow.finetune import finetune_plan
 from oodflow.workflow.report import write_report
 from oodflow.workflow.scoring import evaluate_run
 from oodflow.workflow.session import open_session
-from oodflow.workflow.train import finish, scratch_plan
+from oodflow.workflow.train import finish, first_present, scratch_plan
 
 __all__ = ["command"]
 
@@ -28,10 +28,12 @@ def command(given: Mapping[str, Any]) -> None:
     """General model, in-distribution models without and with outlier loss, Diff†, report."""
     # A run made by `mlflow run` is for the report; each model gets one of its own.
     session = dataclasses.replace(open_session(given), claimed="")
-    dataset = "sketch-shapes" if given["dataset"] == AUTO else given["dataset"]
-    general_set = lookup(dataset).general
+    dataset = lookup("sketch-shapes" if given["dataset"] == AUTO else given["dataset"]).name
+    general_set = first_present(session, lookup(dataset).generals)
     if not general_set:
-        raise UserError(f"{dataset} has no general set in the catalogue; use train and finetune")
+        raise UserError(f"{dataset} has no general set that is there; use train and finetune")
+    # Absent data are noticed before anything is trained.
+    session.described(dataset)
     seeds = seed_list(given["seeds"], SEEDS)
     general = finish(
         session, scratch_plan(session, {**given, "dataset": general_set}, seeds[0]), resume=True
@@ -61,4 +63,4 @@ def command(given: Mapping[str, Any]) -> None:
         for run in (plain, with_loss):
             if run.tags.get("general_outlier_run") != diff_outlier.run_id:
                 evaluate_run(session, run, general, diff_outlier, limit=given["limit"])
-    write_report(session.store, Path(given["out"]))
+    write_report(session.store, Path(given["out"]), given["published"])

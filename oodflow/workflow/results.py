@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from oodflow import console
+from oodflow.data.catalog import slug_of
 from oodflow.evaluation.scores import SCORES
 from oodflow.tracking.runs import RunInfo
 
@@ -63,7 +64,7 @@ def _bpd_table(finished: Iterable[RunInfo]) -> "Table":
 
     table = Table("run", "id", "bits per dimension")
     for run in finished:
-        own = run.metrics.get(f"bpd/{run.tags['dataset']}")
+        own = run.metrics.get(f"bpd/{slug_of(run.tags['dataset'])}")
         table.add_row(run.name, run.run_id, "–" if own is None else f"{own:.3f}")
     return table
 

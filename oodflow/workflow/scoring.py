@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from oodflow import console
-from oodflow.data.catalog import lookup
+from oodflow.data.catalog import agreeing, lookup, slug_of
 from oodflow.errors import UserError
 from oodflow.evaluation.figures import effect_figure, histogram_figure, roc_figure, save_figure
 from oodflow.evaluation.metrics import evaluate_scores
@@ -24,7 +24,7 @@ from oodflow.evaluation.tables import read_table, score_images, write_table
 from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
 from oodflow.workflow import results
-from oodflow.workflow.session import LoadedModel, Session, check_same_shape
+from oodflow.workflow.session import LoadedModel, Session, check_same_shape, dataset_use
 
 __all__ = [
     "EvaluationResult",
@@ -49,19 +49,22 @@ def score_table(
 ) -> pd.DataFrame:
     """Log-likelihoods of a dataset's fold under a run's model.
 
+    It is known to MLflow by the dataset's slug.
+
     Taken from the run's artifacts where they hold this table of the same weights and images, else
     computed and kept there; ``bpd/<dataset>`` of the test fold, and a class-conditional model's
     ``accuracy/<dataset>`` on its own dataset, become metrics of the run.
     """
     loaded = session.model(run)
     images = session.images(dataset, fold, limit)
+    slug = slug_of(dataset)
     facts = {
         "model": loaded.digest,
-        "dataset": dataset,
+        "dataset": slug,
         "fold": fold,
         "images": images.digest,
     }
-    path = f"scores/{dataset}-{fold}.parquet"
+    path = f"scores/{slug}-{fold}.parquet"
     if path in runs.list_artifacts(session.store, run.run_id, "scores"):
         # A damaged table is made anew, as one of other weights or images is.
         with (
@@ -73,7 +76,7 @@ def score_table(
                 return table
     check_same_shape(dataset, loaded.model.image_shape[0], f"the model of run {run.run_id}")
     count = len(images.pixels)
-    with console.progress(f"{run.name}: scoring {dataset}", count) as advance:
+    with console.progress(f"{run.name}: scoring {slug}", count) as advance:
         table = score_images(
             loaded.model,
             images.pixels,
@@ -94,23 +97,31 @@ def _own_metrics(loaded: LoadedModel, dataset: str, table: pd.DataFrame) -> dict
     metrics = {}
     bpd = bits_per_dimension_mean(table, loaded.model.image_shape)
     if loaded.model.is_density and math.isfinite(bpd):
-        metrics[f"bpd/{dataset}"] = bpd
-    if "predicted" in table and dataset == loaded.run.tags.get("dataset"):
-        metrics[f"accuracy/{dataset}"] = float((table["predicted"] == table["label"]).mean())
+        metrics[f"bpd/{slug_of(dataset)}"] = bpd
+    known = (table["label"] >= 0).all()
+    if "predicted" in table and known and dataset == loaded.run.tags.get("dataset"):
+        metrics[f"accuracy/{slug_of(dataset)}"] = float(
+            (table["predicted"] == table["label"]).mean()
+        )
     return metrics
 
 
 def outlier_datasets(session: Session, dataset: str, given: str) -> tuple[str, ...]:
-    """The datasets that ``ood`` names; for ``auto`` those of the catalogue that are present."""
+    """The datasets that ``ood`` names; for ``auto`` those of the catalogue that are present.
+
+    For a grey in-distribution those of colour are taken in their grey form.
+    """
     if given == "auto":
         chosen = tuple(ood for ood in lookup(dataset).ood if session.present(ood))
         absent = [ood for ood in lookup(dataset).ood if ood not in chosen]
         if absent:
             console.say(f"not present, left out: {', '.join(absent)}")
         return chosen
-    chosen = tuple(dict.fromkeys(name.strip() for name in given.split(",")))
+    channels = lookup(dataset).channels
+    names = (name.strip() for name in given.split(","))
+    chosen = tuple(dict.fromkeys(agreeing(name, channels) for name in names))
     for name in chosen:
-        if lookup(name).name == dataset:
+        if name == dataset:
             raise UserError(f"{dataset} cannot be its own outlier dataset; name another in ood")
     return chosen
 
@@ -136,8 +147,12 @@ def evaluate_run(
         return EvaluationResult(run, metrics)
     scores = detection_scores(session, run, general, general_outlier, ood, limit)
     own_scores = scores.pop(dataset)
+    scores = _by_slug(scores)
     detection = evaluate_scores(own_scores, scores) if scores else {}
     runs.log_metrics(session.store, run.run_id, detection | _means({**run.metrics, **detection}))
+    used = (dataset, *outlier_datasets(session, dataset, ood))
+    uses = [dataset_use(session, name, "test", "evaluation") for name in used]
+    runs.log_datasets(session.store, run.run_id, uses)
     contrasts = {"general_run": general, "general_outlier_run": general_outlier}
     tags = {name: contrast.run_id for name, contrast in contrasts.items() if contrast}
     runs.set_tags(session.store, run.run_id, tags)
@@ -163,7 +178,7 @@ def compare_run(
         scores[name]["general"] = clip_non_finite(table["log_prob"].to_numpy())
     own_scores = scores.pop(dataset)
     prefix = "train_fold/" if inlier_fold == "train" else ""
-    metrics = evaluate_scores(own_scores, scores)
+    metrics = evaluate_scores(own_scores, _by_slug(scores))
     return EvaluationResult(run, {prefix + name: value for name, value in metrics.items()})
 
 
@@ -196,6 +211,11 @@ def detection_scores(
     return scores
 
 
+def _by_slug(scores: Mapping[str, dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
+    """The scores by the short names that stand in metrics and figures."""
+    return {slug_of(name): values for name, values in scores.items()}
+
+
 def _means(metrics: Mapping[str, float]) -> dict[str, float]:
     """``auroc/mean/<score>`` over all outlier datasets that the run was evaluated against."""
     values: dict[str, list[float]] = {}
@@ -220,7 +240,7 @@ def _log_figures(
     image_shape: tuple[int, int, int],
 ) -> None:
     """Histograms of the raw likelihood beside the ratio, and the ROC curves of the best score."""
-    name = run.tags["dataset"]
+    name = slug_of(run.tags["dataset"])
     score = "diff" if "diff" in own else "raw"
     if score == "diff":
         histogram = effect_figure(name, own, outs, image_shape)

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from oodflow import console
 from oodflow.data.catalog import data_folder, lookup
-from oodflow.data.images import Images, load
+from oodflow.data.images import Images, describe, load, present
+from oodflow.data.prepared import Prepared
 from oodflow.errors import UserError
 from oodflow.experiment import Experiment
 from oodflow.models.likelihood import LikelihoodModel
@@ -19,7 +21,15 @@ from oodflow.tracking.store import Store, open_store
 from oodflow.training.checkpoint import MODEL_FILE, load_model
 from oodflow.training.loop import resolve_device
 
-__all__ = ["LoadedModel", "Session", "check_same_shape", "claimed_run", "open_session"]
+__all__ = [
+    "LoadedModel",
+    "Session",
+    "check_same_shape",
+    "claimed_run",
+    "dataset_use",
+    "described",
+    "open_session",
+]
 
 
 @dataclass(frozen=True)
@@ -43,13 +53,28 @@ class Session:
     """The run that ``mlflow run`` made for this command, or ""."""
     _images: dict[tuple[str, str, int], Images] = field(default_factory=dict)
     _models: dict[str, LoadedModel] = field(default_factory=dict)
+    _described: dict[str, Prepared] = field(default_factory=dict)
 
     def images(self, name: str, fold: str, limit: int = 0) -> Images:
         """A fold of a dataset, loaded once."""
         key = (name, fold, limit)
         if key not in self._images:
+            self.described(name)
             self._images[key] = load(name, fold, self.data_dir, limit)
         return self._images[key]
+
+    def described(self, name: str) -> Prepared:
+        """A dataset's true sizes, classes and digests; it is prepared where it is not yet."""
+        if name not in self._described:
+            self._described[name] = described(name, self.data_dir)
+        return self._described[name]
+
+    def train_digest(self, name: str) -> str:
+        """Digest of a dataset's training fold; UserError where it has none."""
+        folds = self.described(name).folds
+        if "train" not in folds:
+            raise UserError(f"{name} has no training fold: it serves as outliers only")
+        return folds["train"].digest
 
     def model(self, run: RunInfo) -> LoadedModel:
         """The model of a run, loaded once."""
@@ -65,12 +90,23 @@ class Session:
         return self._models[run.run_id]
 
     def present(self, dataset: str) -> bool:
-        """Whether a dataset's test fold can be loaded."""
-        try:
-            self.images(dataset, "test")
-        except UserError:
-            return False
-        return True
+        """Whether a dataset is there: prepared, or its raw files."""
+        return present(dataset, self.data_dir)
+
+
+def described(name: str, data_dir: Path) -> Prepared:
+    """A dataset's facts once it is prepared, which a bar shows where it has to be done."""
+    with console.progress(f"preparing {name}", 0) as advance:
+        return describe(name, data_dir, lambda done, total: advance(done, total=total))
+
+
+def dataset_use(session: Session, name: str, fold: str, context: str) -> runs.DatasetUse:
+    """A fold of a dataset as an input of a run; ``context`` says what it was used for."""
+    ready = session.described(name)
+    known = ready.folds[fold]
+    return runs.DatasetUse(
+        ready.facts.slug, fold, known.count, known.digest, context, ready.facts.name
+    )
 
 
 def claimed_run() -> str:

@@ -2,16 +2,17 @@
 
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from oodflow import console
-from oodflow.data.catalog import lookup
+from oodflow.data.catalog import agreeing, lookup
 from oodflow.errors import UserError
 from oodflow.evaluation.metrics import mean_std
-from oodflow.experiment import AUTO, COMPRESSORS
+from oodflow.experiment import AUTO, COMPRESSORS, Loss
 from oodflow.options import seed_list
 from oodflow.presets import architecture, build_experiment, loss_of
 from oodflow.tracking import runs
@@ -22,7 +23,14 @@ from oodflow.workflow.scoring import describe_run, evaluate_run
 from oodflow.workflow.session import Session, open_session
 from oodflow.workflow.training_run import Plan, ended_on_error, model_name, train_run
 
-__all__ = ["command", "finish", "run_seeds", "scratch_plan"]
+__all__ = [
+    "command",
+    "finish",
+    "first_present",
+    "run_seeds",
+    "scratch_plan",
+    "with_outliers",
+]
 
 
 def command(given: Mapping[str, Any]) -> None:
@@ -40,17 +48,19 @@ def scratch_plan(session: Session, given: Mapping[str, Any], seed: int) -> Plan:
         )
     classifier = given["model"] == "wide-resnet"
     default = "sketch-shapes" if classifier else "sketch-general"
-    dataset = default if given["dataset"] == AUTO else given["dataset"]
-    facts = lookup(dataset)
+    facts = lookup(default if given["dataset"] == AUTO else given["dataset"])
+    dataset = facts.name
     role = "general" if facts.role == "general" else "in_distribution"
     model = architecture(given, facts.channels)
+    loss = loss_of({"model": given["model"]}, first_present(session, facts.generals))
     experiment = build_experiment(
         given,
         dataset=dataset,
+        digest=session.train_digest(dataset),
         role=role,
-        train_size=facts.train_size,
+        train_size=session.described(dataset).facts.train_size,
         model=model,
-        loss=loss_of({"model": given["model"]}, facts.general),
+        loss=with_outliers(session, loss, facts.channels),
         init="scratch",
         general="",
         seed=seed,
@@ -59,6 +69,19 @@ def scratch_plan(session: Session, given: Mapping[str, Any], seed: int) -> Plan:
     if role == "in_distribution" and not classifier:
         general = newest_general(session.store, dataset, model)
     return Plan("train", experiment, role, "scratch", general=general)
+
+
+def first_present(session: Session, datasets: tuple[str, ...]) -> str:
+    """The first of the datasets that is there, or ""."""
+    return next((name for name in datasets if session.present(name)), "")
+
+
+def with_outliers(session: Session, loss: Loss, channels: int) -> Loss:
+    """The loss with its outlier dataset in the form that has so many channels, and its digest."""
+    if not loss.outlier_dataset:
+        return loss
+    name = agreeing(loss.outlier_dataset, channels)
+    return replace(loss, outlier_dataset=name, outlier_digest=session.train_digest(name))
 
 
 def run_seeds(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from oodflow import console
 from oodflow.data.batches import Batches
-from oodflow.data.catalog import lookup
+from oodflow.data.catalog import lookup, slug_of
 from oodflow.errors import UserError
 from oodflow.evaluation.validation import Validation
 from oodflow.experiment import Experiment, parameters, spec_hash
@@ -34,7 +34,7 @@ from oodflow.training.checkpoint import (
     save_training,
 )
 from oodflow.training.loop import Report, Trainer, initialise, new_model
-from oodflow.workflow.session import Session, check_same_shape
+from oodflow.workflow.session import Session, check_same_shape, dataset_use
 
 __all__ = ["Plan", "keep_weights", "model_name", "run_tags", "train_run"]
 
@@ -60,11 +60,12 @@ class Plan:
     def name(self) -> str:
         """The run's name: model, dataset, start, loss, seed."""
         loss = self.experiment.loss
-        words = [self.experiment.model.name, self.experiment.data.dataset, f"from {self.start}"]
+        dataset = slug_of(self.experiment.data.dataset)
+        words = [self.experiment.model.name, dataset, f"from {self.start}"]
         if self.experiment.model.classes:
             words.append("supervised")
         if loss.outlier_loss != "none":
-            words.append(f"{loss.outlier_loss} against {loss.outlier_dataset}")
+            words.append(f"{loss.outlier_loss} against {slug_of(loss.outlier_dataset)}")
         return " · ".join([*words, f"seed {self.experiment.seed}"])
 
 
@@ -92,7 +93,7 @@ def run_tags(plan: Plan) -> dict[str, str]:
 
 def model_name(plan: Plan) -> str:
     """Name in the model registry; its versions are the seeds and repetitions."""
-    words = ["oodflow", plan.experiment.model.name, plan.experiment.data.dataset]
+    words = ["oodflow", plan.experiment.model.name, slug_of(plan.experiment.data.dataset)]
     if plan.experiment.model.classes:
         words.append("supervised")
     if plan.experiment.loss.outlier_loss != "none":
@@ -123,8 +124,18 @@ def train_run(session: Session, plan: Plan, *, resume: bool, parent: str = "") -
         if previous:
             runs.reopen(store, run_id)
         runs.log_parameters(store, run_id, parameters(plan.experiment))
+        runs.log_datasets(store, run_id, _datasets(session, plan))
         _train(session, plan, data, run_id, folder, resumed=bool(previous))
     return run_id
+
+
+def _datasets(session: Session, plan: Plan) -> list[runs.DatasetUse]:
+    """The training folds, for the run's inputs in MLflow."""
+    uses = {
+        "training": plan.experiment.data.dataset,
+        "outliers": plan.experiment.loss.outlier_dataset,
+    }
+    return [dataset_use(session, name, "train", use) for use, name in uses.items() if name]
 
 
 @contextmanager
@@ -167,7 +178,7 @@ class _Data:
         general = session.model(plan.general).model if plan.general else None
         facts = lookup(experiment.data.dataset)
         oods = {
-            ood: session.images(ood, "test")
+            slug_of(ood): session.images(ood, "test")
             for ood in facts.ood
             if plan.role == "in_distribution" and session.present(ood)
         }

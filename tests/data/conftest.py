@@ -4,15 +4,15 @@ import dataclasses
 
 import pytest
 
-from oodflow.data import sketch
-from oodflow.data.catalog import CATALOG
+from oodflow.data import catalog, images, sketch
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Training folds of 60 and test folds of 40 images in the sketch family."""
-    facts = {
-        name: dataclasses.replace(each, train_size=60, test_size=40)
-        for name, each in CATALOG.items()
-    }
-    monkeypatch.setattr(sketch, "lookup", facts.__getitem__)
+
+    def lookup(name):
+        return dataclasses.replace(catalog.lookup(name), train_size=60, test_size=40)
+
+    monkeypatch.setattr(sketch, "lookup", lookup)
+    monkeypatch.setattr(images, "lookup", lookup)

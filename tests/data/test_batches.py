@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from oodflow.data.batches import Batches, flip, noise_like, step_generator, translate
-from oodflow.data.images import Images, digest_of
+from oodflow.data.images import Images
 from oodflow.errors import UserError
 
 
@@ -12,7 +12,7 @@ def numbered(count, labels=True):
     """Images whose every pixel is their own number, so that a batch says whom it holds."""
     pixels = torch.arange(count, dtype=torch.uint8)[:, None, None, None].repeat(1, 3, 32, 32)
     marks = torch.arange(count) % 10 if labels else None
-    return Images("numbered", "train", pixels, marks, digest_of(pixels, marks))
+    return Images("numbered", "train", pixels, marks, "")
 
 
 def batches(images, size=4, seed=0, translate=0, flip=False):

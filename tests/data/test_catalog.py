@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from oodflow.data.catalog import CATALOG, data_folder, lookup
+from oodflow.data.catalog import CATALOG, agreeing, data_folder, lookup, slug_of
 from oodflow.errors import UserError
 
 
@@ -14,7 +14,11 @@ def test_every_entry_is_under_its_own_name_and_names_only_known_datasets():
     for name, facts in CATALOG.items():
         assert facts.name == name
         assert set(facts.ood) <= set(CATALOG) - {name}
-        assert not facts.general or CATALOG[facts.general].role == "general"
+        generals = [CATALOG[general] for general in facts.generals]
+        assert all(each.role == "general" for each in generals)
+        assert all(each.channels == facts.channels for each in generals)
+        assert all(CATALOG[ood].channels == facts.channels for ood in facts.ood)
+        assert bool(generals) == (facts.role != "general")
         assert bool(facts.ood) == (facts.role == "in_distribution")
 
 
@@ -28,13 +32,48 @@ def test_flips_and_shifts_are_those_of_the_paper():
 
 def test_digits_come_first_among_the_outliers_of_the_shapes():
     assert lookup("sketch-shapes").ood == ("sketch-digits", "sketch-letters", "sketch-scenes")
-    assert lookup("cifar10").ood == ("svhn", "cifar100")
+    assert lookup("cifar10").ood[:3] == ("svhn", "cifar100", "lsun")
     assert lookup("mnist").ood == ("fashion-mnist",)
 
 
 def test_unknown_name_lists_the_known_ones():
     with pytest.raises(UserError, match="unknown dataset 'cifar'; available: .*cifar10"):
         lookup("cifar")
+
+
+def test_a_folder_is_known_by_its_place_and_options(tmp_path, monkeypatch):
+    (tmp_path / "my photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    facts = lookup("folder:my photos?crop=32&resize=40")
+    assert facts.name == f"folder:{tmp_path / 'my photos'}?crop=32&resize=40"
+    assert lookup(facts.name) == facts == lookup("folder:./my photos?resize=40&crop=32")
+    assert facts.slug.startswith("my-photos-") and slug_of(facts.name) == facts.slug
+    assert lookup("folder:my photos").slug != facts.slug
+    assert lookup("folder:x?role=general").role == "general"
+    assert lookup("folder:x?channels=1").channels == 1 and not lookup("folder:x?flip=0").flip
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("folder:", "names no folder"),
+        ("folder:x?crop", "not KEY=VALUE"),
+        ("folder:x?colour=1", "unknown folder option 'colour'; available: resize"),
+        ("folder:x?channels=4", "unknown folder option channels '4'; available: 1, 3"),
+        ("folder:x?role=outliers", "unknown folder option role 'outliers'"),
+        ("mnist-grey", "unknown dataset 'mnist-grey'"),
+    ],
+)
+def test_wrong_names_are_refused(name, message):
+    with pytest.raises(UserError, match=message):
+        lookup(name)
+
+
+def test_channels_are_made_to_agree_or_refused():
+    assert agreeing("tiny", 1) == "tiny-grey" and agreeing("mnist", 1) == "mnist"
+    assert lookup(agreeing("folder:x?crop=9", 1)).channels == 1
+    with pytest.raises(UserError, match="mnist has 1 channel where 3 are needed"):
+        agreeing("mnist", 3)
 
 
 def test_data_folder_takes_the_given_then_the_variable_then_the_cache(monkeypatch):

@@ -11,6 +11,7 @@ import pickle
 import shutil
 import struct
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import scipy.io
 import torch
 from torchvision import datasets
 
-from oodflow.data.images import download, load
+from oodflow.data.images import download, load, prepare, present
 from oodflow.data.torchvision_sets import enlarge
 from oodflow.errors import UserError
 
@@ -288,3 +289,35 @@ def test_download_fetches_both_folds(svhn, monkeypatch):
     download("svhn", root)
     assert asked == ["train_32x32.mat", "test_32x32.mat"]
     assert len(load("svhn", "train", root).pixels) == 5
+
+
+def test_an_archive_is_read_as_the_folder_it_holds(cifar10, tmp_path):
+    root, rows = cifar10
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(root / "cifar-10-batches-py", "cifar-10-batches-py")
+    prepare("cifar10", tmp_path / "data", archive)
+    train = load("cifar10", "train", tmp_path / "data")
+    assert np.array_equal(train.pixels.reshape(15, 3072).numpy(), rows[:15])
+
+
+def test_a_path_that_leads_out_of_the_archive_is_refused(cifar10, tmp_path):
+    root, _ = cifar10
+    archive = tmp_path / "evil.tar.gz"
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(root / "cifar-10-batches-py", "cifar-10-batches-py")
+        packed.add(root / "cifar-10-batches-py" / "test_batch", "../../escaped")
+    with pytest.raises(UserError, match="evil.tar.gz leads out of the archive"):
+        prepare("cifar10", tmp_path / "data", archive)
+    assert not list(tmp_path.rglob("escaped")) and not present("cifar10", tmp_path / "data")
+
+
+@pytest.mark.parametrize("size", [0, 10, 4000])
+def test_a_cut_archive_is_named(cifar10, tmp_path, size):
+    root, _ = cifar10
+    archive = tmp_path / "cut.tar.gz"
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(root / "cifar-10-batches-py", "cifar-10-batches-py")
+    archive.write_bytes(archive.read_bytes()[:size])
+    with pytest.raises(UserError, match="cut.tar.gz is no whole tar archive"):
+        prepare("cifar10", tmp_path / "data", archive)

@@ -109,7 +109,7 @@ def refused(workspace, *words, **variables) -> str:
         ("train --resume perhaps", ["--resume", "perhaps"]),
         ("finetune --outlier-loss binary --temperature 0 " + TINY, ["temperature"]),
         ("finetune --outlier-loss binary --outlier-weight -1 " + TINY, ["outlier_weight"]),
-        ("main --dataset cifar10", ["cifar10", "finetune"]),
+        ("main --dataset cifar10", ["cifar10", "datasets prepare"]),
         ("evaluate --ood nope", ["'nope'", "sketch-digits"]),
         ("evaluate --limit -1", ["limit", "-1"]),
         ("evaluate --ood sketch-shapes --limit 64", ["sketch-shapes"]),

@@ -3,15 +3,10 @@
 import csv
 import re
 import shlex
-import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from mlflow.entities import ViewType
 
 from oodflow.tracking import runs
 
@@ -20,48 +15,10 @@ SEEDS = {"dataset": "sketch-letters", "seeds": "1,2", "steps": "4", "report_ever
 SEEDS |= {"depth": "1", "hidden": "8", "limit": "64", "batch_size": "16"}
 
 
-@dataclass(frozen=True)
-class Project:
-    """How ``mlflow run`` ended, what it printed, and the run that it had made."""
-
-    workspace: object
-    code: int
-    text: str
-    run_id: str
-
-
-def mlflow_run(workspace, entry: str, **parameters: str) -> Project:
-    """``mlflow run . -e ENTRY`` in a copy of the project's files; the package is installed."""
-    for name in ("MLproject", "conda.yaml", "constraints.txt"):
-        shutil.copy(ROOT / name, workspace.folder)
-    known = {run.info.run_id for run in all_runs(workspace)}
-    words = [word for item in parameters.items() for word in ("-P", "=".join(item))]
-    done = subprocess.run(
-        [sys.executable, "-m", "mlflow", "run", ".", "-e", entry, "--env-manager", "local", *words],
-        cwd=workspace.folder,
-        env=workspace.environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    text = done.stdout + done.stderr
-    claimed = re.search(r"run with ID '(\w+)'", text) or re.search(r"\(ID '(\w+)'\)", text)
-    assert claimed, text
-    assert claimed[1] not in known
-    return Project(workspace, done.returncode, text, claimed[1])
-
-
-def all_runs(workspace) -> list:
-    """Every run of the store, in whichever experiment."""
-    client = workspace.store().client
-    experiments = [each.experiment_id for each in client.search_experiments(ViewType.ALL)]
-    return list(client.search_runs(experiments))
-
-
 @pytest.fixture(scope="module")
-def seeds(quickstart, tmp_path_factory) -> Project:
+def seeds(quickstart, tmp_path_factory):
     workspace = quickstart[0].clone(tmp_path_factory.mktemp("mlflow") / "workspace")
-    return mlflow_run(workspace, "finetune", **SEEDS)
+    return workspace.mlflow_run("finetune", **SEEDS)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +90,7 @@ def test_runs_made_by_mlflow_run_are_among_those_of_the_project(seeds, children)
 def test_a_model_trained_by_mlflow_run_is_found_by_the_next_command(blank, quickstart):
     """``quickstart`` has filled the data folder that both share."""
     tiny = {"depth": "1", "hidden": "8", "limit": "32", "batch_size": "16", "steps": "2"}
-    trained = mlflow_run(blank, "train", **tiny)
+    trained = blank.mlflow_run("train", **tiny)
     assert trained.code == 0, trained.text
     words = [f"--{key.replace('_', '-')}={value}" for key, value in tiny.items()]
     outcome = blank.oodflow("finetune", *words)
@@ -143,7 +100,7 @@ def test_a_model_trained_by_mlflow_run_is_found_by_the_next_command(blank, quick
 
 
 def test_the_report_runs_as_a_project_with_its_defaults(seeds):
-    report = mlflow_run(seeds.workspace, "report")
+    report = seeds.workspace.mlflow_run("report")
     assert report.code == 0, report.text
     run = seeds.workspace.store().client.get_run(report.run_id)
     assert run.info.status == "FINISHED"
@@ -152,12 +109,12 @@ def test_the_report_runs_as_a_project_with_its_defaults(seeds):
 
 
 def test_finetuning_before_there_is_a_general_model_fails_with_the_command_that_helps(blank):
-    failed = mlflow_run(blank, "finetune")
+    failed = blank.mlflow_run("finetune")
     assert failed.code != 0
     [line] = [line for line in failed.text.splitlines() if line.startswith("error: ")]
     assert "oodflow train --model glow --dataset sketch-general" in line
     assert "Traceback" not in failed.text
-    [run] = all_runs(blank)
+    [run] = blank.all_runs()
     assert run.info.run_id == failed.run_id
     assert run.info.status == "FAILED"
 

@@ -1,0 +1,177 @@
+"""Any folder of images: ``folder:PATH?resize=N&crop=N&channels=1&test=SHARE`` (S5, METHOD 8).
+
+On disk: images in one folder, without labels, or all in sub-folders of it, which are the classes;
+labels count their sorted names. Where there are folders ``train`` and ``test``, each is such a
+folder, they are the folds, and what lies beside them is not used. Otherwise ``test`` of the images
+(a fifth, if not stated) are the test fold: those whose relative path has the lowest SHA-256, so
+that the same files are always split alike. Within a fold the images are sorted by path.
+
+The transformation is that of :func:`oodflow.data.decode.decode`: what the options ask for, then
+bilinearly to 32×32. Hidden files, links to folders and files that are no images are left out.
+"""
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oodflow.data.archives import Shelf, is_image, walk
+from oodflow.data.decode import pieces
+from oodflow.data.source import Fold, Raw, Request
+from oodflow.errors import UserError
+
+__all__ = ["listing", "read", "stamp"]
+
+LONGEST = 4096
+"""Upper limit of the options resize and crop, in pixels."""
+
+
+def read(request: Request) -> Raw:
+    """The folds; raises UserError for wrong options and for a folder that cannot be understood."""
+    options, path = request.facts.options, request.path
+    resize, crop, share = _length(options, "resize"), _length(options, "crop"), _share(options)
+    if 0 < resize < crop:
+        raise UserError(f"folder option crop={crop} is more than resize={resize} leaves; lower it")
+    names = tuple(sorted(name for name, _ in _images(path)))
+    if not names:
+        raise UserError(f"no image in {path}; give a folder with images")
+    if (path / "train").is_dir() and (path / "test").is_dir():
+        if "test" in options:
+            raise UserError(
+                f"{path} has folders train and test, which test={options['test']} cannot split; "
+                "leave it out"
+            )
+        depth = 1
+        folds = {
+            fold: tuple(name for name in names if name.startswith(f"{fold}/"))
+            for fold in ("train", "test")
+        }
+        classes = _classes(path / "train", folds["train"], depth)
+        _compare(path, classes, _classes(path / "test", folds["test"], depth))
+    else:
+        depth = 0
+        folds = _split(names, share)
+        classes = _classes(path, names, depth)
+    shelf = Shelf(path, names, lambda name: path / name)
+
+    def fold(chosen: tuple[str, ...]) -> Fold:
+        labels = _labels(chosen, classes, depth)
+        return Fold(len(chosen), lambda: pieces(request, shelf, chosen, labels, resize, crop))
+
+    return Raw({name: fold(chosen) for name, chosen in folds.items()}, classes)
+
+
+def listing(path: Path) -> list[tuple[str, int, int]]:
+    """Relative path, size and time of the last change (ns) of each image file, sorted.
+
+    Raises UserError where there is no such folder.
+    """
+    found = []
+    for name, entry in _images(path):
+        status = entry.stat()
+        found.append((name, status.st_size, status.st_mtime_ns))
+    return sorted(found)
+
+
+def _images(path: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise UserError(f"{path} {what}; give a folder with images")
+    return (each for each in walk(path) if is_image(each[0]))
+
+
+def _length(options: Mapping[str, str], key: str) -> int:
+    """An option in pixels, 0 where it is not stated."""
+    text = options.get(key)
+    if text is None:
+        return 0
+    if not re.fullmatch("[1-9][0-9]{0,3}", text) or int(text) > LONGEST:
+        raise UserError(f"folder option {key}={text} must be a whole number from 1 to {LONGEST}")
+    return int(text)
+
+
+def _share(options: Mapping[str, str]) -> float:
+    text = options.get("test", "0.2")
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise UserError(
+            f"folder option test={text} must be a number above 0 and up to 1, "
+            "the share of the images that are for testing"
+        )
+    return share
+
+
+def _split(names: tuple[str, ...], share: float) -> dict[str, tuple[str, ...]]:
+    """The folds of a folder without folds: at least one test image, and train only if any is left.
+
+    >>> {fold: len(names) for fold, names in _split(tuple("abcdefghij"), 0.25).items()}
+    {'train': 8, 'test': 2}
+    >>> _split(("a",), 0.2)
+    {'test': ('a',)}
+    """
+    ranked = sorted(names, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
+    held_out = set(ranked[: max(round(share * len(names)), 1)])
+    train = tuple(name for name in names if name not in held_out)
+    test = tuple(name for name in names if name in held_out)
+    return {"train": train, "test": test} if train else {"test": test}
+
+
+def _class(name: str, depth: int) -> str:
+    """The sub-folder of the fold's folder that an image lies in, "" where in none."""
+    parts = name.split("/")
+    return parts[depth] if len(parts) > depth + 1 else ""
+
+
+def _classes(folder: Path, names: tuple[str, ...], depth: int) -> tuple[str, ...]:
+    """The classes of the images in a fold's folder, () where it has no sub-folders."""
+    if not names:
+        raise UserError(
+            f"no image in {folder}, which is taken for a fold; put images there or rename it "
+            "(links to folders are not followed)"
+        )
+    found = sorted({_class(name, depth) for name in names})
+    if found[0]:
+        return tuple(found)
+    if len(found) > 1:
+        loose = next(name for name in names if not _class(name, depth)).split("/")[depth]
+        raise UserError(
+            f"{folder} has images beside the folder {found[1]}, such as {loose}; "
+            "put all images into sub-folders, their classes, or none"
+        )
+    return ()
+
+
+def _compare(path: Path, train: tuple[str, ...], test: tuple[str, ...]) -> None:
+    """Raise UserError where the test fold has classes that the training fold does not have."""
+    if bool(train) != bool(test):
+        raise UserError(
+            f"only one of {path}/train and {path}/test has sub-folders for classes; "
+            "give both the same ones, or none"
+        )
+    alone = [name for name in test if name not in train]
+    if alone:
+        raise UserError(
+            f"{path}/test/{alone[0]} is a class without images in {path}/train; add or remove it"
+        )
+
+
+def _labels(
+    names: tuple[str, ...], classes: tuple[str, ...], depth: int
+) -> NDArray[np.int64] | None:
+    if not classes:
+        return None
+    label_of = {name: i for i, name in enumerate(classes)}
+    return np.array([label_of[_class(name, depth)] for name in names], np.int64)
+
+
+def stamp(path: Path) -> str:
+    """SHA-256 of the listing: images that came, went or changed give another one."""
+    return hashlib.sha256(repr(listing(path)).encode()).hexdigest()[:16]

@@ -1,0 +1,219 @@
+"""Folders of images: written file by file, expected pixel by pixel."""
+
+import hashlib
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from oodflow.data.folder import listing, read
+from oodflow.data.source import Request
+from oodflow.errors import UserError
+
+
+def ask(path, channels=3, on_broken=None, **options):
+    facts = SimpleNamespace(name=f"folder:{path}", channels=channels, classes=0, options=options)
+    return Request(facts, path, *([on_broken] if on_broken else []))
+
+
+def put(folder, *names):
+    """One-colour images that say their place among the names; a 32×32 PNG is read unchanged."""
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (i, 100, 0)).save(folder / name)
+
+
+def content(raw, fold):
+    """The numbers that put gave to the images of a fold, and their labels."""
+    found = list(raw.folds[fold].pieces())
+    if found[0].labels is None:
+        labels = None
+    else:
+        labels = np.concatenate([piece.labels for piece in found]).tolist()
+    return np.concatenate([piece.pixels[:, 0, 0, 0] for piece in found]).tolist(), labels
+
+
+def refused(path, match, **options):
+    with pytest.raises(UserError, match=match) as caught:
+        read(ask(path, **options))
+    assert str(path) in str(caught.value) or "folder option" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_sub_folders_are_classes_and_deeper_ones_belong_to_them(tmp_path):
+    put(tmp_path, "dog/b.png", "cat/z.png", "cat/a/b/c.bmp", "ant/1.PNG")
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    raw = read(ask(tmp_path, test="1"))
+    assert raw.classes == ("ant", "cat", "dog")
+    assert list(raw.folds) == ["test"] and raw.folds["test"].total == 4
+    assert content(raw, "test") == ([3, 2, 1, 0], [0, 1, 1, 2])
+    piece = next(raw.folds["test"].pieces())
+    assert piece.pixels.shape == (4, 3, 32, 32) and piece.pixels.dtype == np.uint8
+    assert piece.labels.dtype == np.int64
+    assert (piece.pixels[:, 1] == 100).all() and (piece.pixels[:, 2] == 0).all()
+
+
+def test_a_flat_folder_has_no_labels(tmp_path):
+    put(tmp_path, *(f"{i:02}.png" for i in range(10)))
+    raw = read(ask(tmp_path))
+    assert raw.classes == ()
+    assert {name: fold.total for name, fold in raw.folds.items()} == {"train": 8, "test": 2}
+    train, labels = content(raw, "train")
+    assert labels is None and train == sorted(train)
+
+
+def test_the_split_follows_the_sums_of_the_paths(tmp_path):
+    names = [f"{kind}/{i}.png" for kind in "ab" for i in range(10)]
+    put(tmp_path, *names)
+    ranked = sorted(range(20), key=lambda i: hashlib.sha256(names[i].encode()).hexdigest())
+    for share, count in (("0.2", 4), ("0.28", 6), ("0.001", 1), ("0.5", 10)):
+        raw = read(ask(tmp_path, test=share))
+        assert content(raw, "test")[0] == sorted(ranked[:count])
+        assert content(raw, "train")[0] == sorted(ranked[count:])
+    assert content(read(ask(tmp_path)), "test")[0] == sorted(ranked[:4])
+    # A further image moves no other from training to test or back, but for the one at the edge.
+    put(tmp_path, "c/new.png")
+    assert len(set(content(read(ask(tmp_path)), "train")[0]) ^ set(ranked[4:])) <= 2
+
+
+def test_a_single_image_is_the_test_fold(tmp_path):
+    put(tmp_path, "a.png")
+    raw = read(ask(tmp_path))
+    assert list(raw.folds) == ["test"] and content(raw, "test") == ([0], None)
+
+
+def test_folders_train_and_test_are_the_folds(tmp_path):
+    put(tmp_path, "test/b/1.png", "train/a/1.png", "train/b/1.png", "train/b/0.png", "val/c/1.png")
+    raw = read(ask(tmp_path))
+    assert raw.classes == ("a", "b")
+    assert content(raw, "train") == ([1, 3, 2], [0, 1, 1])
+    assert content(raw, "test") == ([0], [1])
+    refused(tmp_path, "test=0.5 cannot split; leave it out", test="0.5")
+    put(tmp_path, "test/c/1.png")
+    refused(tmp_path, "/test/c is a class without images in .*/train; add or remove it")
+
+
+def test_folds_may_be_flat_but_alike(tmp_path):
+    put(tmp_path, "test/1.png", "train/1.png", "train/0.png")
+    raw = read(ask(tmp_path))
+    assert content(raw, "train") == ([2, 1], None) and content(raw, "test") == ([0], None)
+    (tmp_path / "test" / "x").mkdir()
+    (tmp_path / "test" / "1.png").rename(tmp_path / "test" / "x" / "1.png")
+    refused(tmp_path, "only one of .*/train and .*/test has sub-folders")
+    (tmp_path / "test" / "x" / "1.png").unlink()
+    refused(tmp_path, "no image in .*/test, which is taken for a fold")
+
+
+def test_loose_images_beside_classes_are_refused(tmp_path):
+    put(tmp_path, "cat/1.png", "loose.png")
+    refused(tmp_path, "has images beside the folder cat, such as loose.png; put all images into")
+
+
+def test_folders_without_images_and_no_folders(tmp_path):
+    (tmp_path / "a.txt").write_text("")
+    refused(tmp_path, "no image in .*; give a folder with images")
+    refused(tmp_path / "a.txt", "is a file; give a folder")
+    refused(tmp_path / "absent", "does not exist; give a folder")
+    with pytest.raises(UserError, match="absent does not exist"):
+        listing(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(
+            {key: text}
+            for key in ("resize", "crop")
+            for text in ("0", "-3", "3.5", "x", "", "9999")
+        ),
+        *({"test": text} for text in ("0", "-0.1", "1.01", "nan", "inf", "x", "")),
+        {"resize": "32", "crop": "33"},
+    ],
+)
+def test_wrong_options(tmp_path, options):
+    put(tmp_path, "a.png")
+    refused(tmp_path, f"folder option {list(options)[-1]}=", **options)
+
+
+def test_options_shape_the_images(tmp_path):
+    pixels = np.random.default_rng(0).integers(256, size=(40, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    cropped = next(read(ask(tmp_path, crop="32")).folds["test"].pieces()).pixels[0]
+    assert np.array_equal(cropped, pixels[4:36, 14:46].transpose(2, 0, 1))
+    both = next(read(ask(tmp_path, resize="36", crop="32")).folds["test"].pieces()).pixels[0]
+    resized = np.asarray(Image.fromarray(pixels).resize((54, 36), Image.Resampling.BILINEAR))
+    assert np.array_equal(both, resized[2:34, 11:43].transpose(2, 0, 1))
+    grey = next(read(ask(tmp_path, channels=1, crop="32")).folds["test"].pieces()).pixels
+    expected = np.rint(pixels[4:36, 14:46].astype(float) @ [0.2989, 0.5870, 0.1140])
+    assert grey.shape == (1, 1, 32, 32)
+    assert np.abs(grey[0, 0].astype(int) - expected).max() <= 1
+
+
+def test_images_of_every_kind_in_one_folder(tmp_path):
+    rng = np.random.default_rng(1)
+    rgba, grey = (rng.integers(256, size=(32, 32, n), dtype=np.uint8) for n in (4, 1))
+    rgba[..., 3] = np.where(rgba[..., 3] > 127, 255, 0)
+    wide = rng.integers(1 << 16, size=(32, 32), dtype=np.uint16)
+    visible = np.where(rgba[..., 3:] > 0, rgba[..., :3], 0)
+    palette = rng.integers(256, size=(4, 3), dtype=np.uint8)
+    indexed = Image.fromarray(grey[..., 0] % 4, "P")
+    indexed.putpalette(palette.tobytes())
+    indexed.save(tmp_path / "a.png")
+    indexed.save(tmp_path / "b.gif", transparency=2)
+    Image.fromarray(rgba).save(tmp_path / "c.png")
+    Image.fromarray(grey[..., 0]).save(tmp_path / "d.bmp")
+    Image.fromarray(wide).save(tmp_path / "e.png")
+    Image.fromarray(grey[..., 0] > 99).save(tmp_path / "f.tif")
+    Image.new("CMYK", (32, 32), (255, 0, 0, 0)).save(tmp_path / "g.jpg", quality=100)
+    shown = palette[grey[..., 0] % 4]
+    expected = [
+        shown,
+        np.where(grey % 4 == 2, 0, shown),
+        visible,
+        grey.repeat(3, 2),
+        (wide // 256)[..., None].repeat(3, 2),
+        ((grey > 99) * 255).repeat(3, 2),
+        np.full((32, 32, 3), (0, 255, 255)),
+    ]
+    (piece,) = read(ask(tmp_path, test="1")).folds["test"].pieces()
+    for name, found, wanted in zip("abcdefg", piece.pixels, expected, strict=True):
+        assert np.array_equal(found.transpose(1, 2, 0), wanted), name
+
+
+def test_a_broken_image_is_named_or_left_out(tmp_path):
+    put(tmp_path, "a/1.png", "a/2.png", "b/3.png")
+    broken = tmp_path / "a" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(UserError, match=r"a/2\.png cannot be read .* use --skip-broken"):
+        content(read(ask(tmp_path, test="1")), "test")
+    told = []
+    raw = read(ask(tmp_path, test="1", on_broken=lambda name, why: told.append((name, why))))
+    assert raw.folds["test"].total == 3
+    assert content(raw, "test") == ([0, 2], [0, 1])
+    assert [name for name, _ in told] == [str(broken)] and told[0][1]
+
+
+def test_hidden_files_and_links_to_folders_are_left_out_and_links_to_files_followed(tmp_path):
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    put(inside, "cat/1.png", "cat/.2.png", ".git/3.png")
+    put(outside, "4.png")
+    (inside / "dog").symlink_to(outside)
+    (inside / "loop").symlink_to(inside)
+    (inside / "cat" / "linked.png").symlink_to(outside / "4.png")
+    (inside / "cat" / "nowhere.png").symlink_to(outside / "absent.png")
+    (inside / "cat" / "itself.png").symlink_to(inside / "cat" / "itself.png")
+    raw = read(ask(inside, test="1"))
+    assert raw.classes == ("cat",) and content(raw, "test") == ([0, 0], [0, 0])
+    assert [name for name, _, _ in listing(inside)] == ["cat/1.png", "cat/linked.png"]
+
+
+def test_the_listing_tells_size_and_time(tmp_path):
+    put(tmp_path, "b.png", "a/c.png")
+    (tmp_path / "c.txt").write_text("")
+    os.utime(tmp_path / "b.png", ns=(0, 123_456_789))
+    found = listing(tmp_path)
+    assert [name for name, _, _ in found] == ["a/c.png", "b.png"]
+    assert found[1][1:] == ((tmp_path / "b.png").stat().st_size, 123_456_789)

@@ -1,0 +1,170 @@
+"""``oodflow datasets``, and datasets of the user's own in training, evaluation and report."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from oodflow.data.catalog import lookup
+from oodflow.tracking import runs
+
+
+def photos(folder, count=40, seed=0):
+    """A folder of two classes with PNGs of random colours; test=0.5 splits it in halves."""
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        place = folder / ("cats", "dogs")[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = np.broadcast_to(rng.integers(256, size=(1, 1, 3)), (32, 32, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(place / f"{i:02}.png")
+    return folder
+
+
+@pytest.fixture
+def fresh_data(blank, tmp_path):
+    return tmp_path / "data"
+
+
+def test_the_list_says_what_is_there_and_how_to_get_the_rest(blank, fresh_data):
+    (fresh_data / "svhn").mkdir(parents=True)
+    outcome = blank.oodflow("datasets", "list", "--data-dir", str(fresh_data))
+    assert outcome.code == 0
+    lines = {line.split()[1]: line for line in outcome.out.splitlines() if line.startswith("│")}
+    assert " yes " in lines["svhn"] and " no " in lines["cifar10"] and "50,000" in lines["cifar10"]
+    assert "cifar10: Run `oodflow datasets prepare cifar10 --download`" in outcome.out
+    assert "  svhn:" not in outcome.out
+    assert "withdrawn by its makers" in outcome.out
+
+
+def test_a_prepared_set_can_be_checked_and_looked_at(blank, fresh_data):
+    folder = blank.folder / "squares"
+    folder.mkdir()
+    levels = [(i, 2 * i, 255 - i) for i in range(0, 100, 10)]
+    for i, colour in enumerate(levels):
+        Image.new("RGB", (32, 32), colour).save(folder / f"{i}.png")
+    name = f"folder:{folder}?test=1"
+    outcome = blank.oodflow("datasets", "prepare", name, "--data-dir", str(fresh_data))
+    assert outcome.code == 0 and "10 images" in outcome.out
+    sheet = blank.folder / "sheet.png"
+    words = ["datasets", "check", name, "--data-dir", str(fresh_data), "--out", str(sheet)]
+    outcome = blank.oodflow(*words)
+    assert outcome.code == 0, outcome.err
+    mean = np.mean(levels, 0)
+    std = np.std(levels, 0)
+    assert " ".join(f"{value:.1f}" for value in mean) in outcome.out
+    assert " ".join(f"{value:.1f}" for value in std) in outcome.out
+    with Image.open(sheet) as opened:
+        pixels = np.asarray(opened)
+    # Two rows of gaps and images: the tenth image is the last one of the first row.
+    assert pixels[10, 2 + 34 * 3 + 5].tolist() == list(levels[3])
+    assert pixels[0, 0].tolist() == [255, 255, 255]
+    file = fresh_data / "prepared" / lookup(name).slug / "test.npy"
+    with file.open("r+b") as stream:
+        stream.seek(-1, 2)
+        stream.write(b"\x01")
+    outcome = blank.oodflow(*words)
+    assert outcome.code == 2 and str(file) in outcome.err and "has digest" in outcome.err
+
+
+def test_a_broken_image_is_named_and_left_out_only_on_request(blank, fresh_data):
+    folder = photos(blank.folder / "photos")
+    broken = folder / "cats" / "20.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    words = ["datasets", "prepare", f"folder:{folder}", "--data-dir", str(fresh_data)]
+    outcome = blank.oodflow(*words)
+    assert outcome.code == 2 and "cats/20.png" in outcome.err and "--skip-broken" in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert not (fresh_data / "prepared" / lookup(f"folder:{folder}").slug).exists()
+    outcome = blank.oodflow(*words, "--skip-broken")
+    assert outcome.code == 0 and "1 images could not be read" in outcome.out
+    facts = json.loads(
+        (fresh_data / "prepared" / lookup(f"folder:{folder}").slug / "facts.json").read_text()
+    )
+    assert facts["folds"]["train"]["count"] + facts["folds"]["test"]["count"] == 39
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("prepare folder:/no/such/place", ["/no/such/place"]),
+        ("prepare tiny", ["tiny is not at", "withdrawn"]),
+        ("prepare cifar10 --from /no/such/archive.tar.gz", ["/no/such/archive.tar.gz"]),
+        ("prepare sketch-shapes --from /tmp", ["--from"]),
+        ("prepare cifar10 --exclude /no/list", ["--exclude", "tiny"]),
+        ("prepare lsun --download", ["lsun cannot be downloaded"]),
+        ("check nothing", ["'nothing'", "cifar10", "folder:PATH"]),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(blank, fresh_data, words, named):
+    outcome = blank.oodflow("datasets", *words.split(), "--data-dir", str(fresh_data))
+    if "data folder" not in outcome.err:
+        assert all(word in outcome.err for word in named), outcome.err
+    assert outcome.code == 2 and outcome.err.count("\n") == 1
+
+
+def test_a_users_folder_is_finetuned_on_and_evaluated_against_another(trained):
+    own, other = photos(trained.folder / "own", 80), photos(trained.folder / "other", 20, seed=1)
+    tiny = {"steps": "4", "report_every": "2", "batch_size": "16", "depth": "1", "hidden": "8"}
+    done = trained.mlflow_run("finetune", dataset=f"folder:{own}", **tiny)
+    assert done.code == 0, done.text
+    store = trained.store()
+    run = runs.get(store, done.run_id)
+    assert run.registered and run.tags["dataset"] == f"folder:{own}"
+    slug, against = lookup(f"folder:{own}").slug, lookup(f"folder:{other}").slug
+    assert f"bpd/{slug}" in run.metrics and "auroc/sketch-digits/diff" in run.metrics
+    done = trained.mlflow_run("evaluate", run=done.run_id, ood=f"folder:{other}")
+    assert done.code == 0, done.text
+    assert f"auroc/{against}/diff" in runs.get(store, run.run_id).metrics
+    outcome = trained.oodflow("report")
+    assert outcome.code == 0, outcome.err
+    with (trained.folder / "report" / "tables" / "detection.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["In-dist"] == slug]
+    cells = {(row["Out-dist"], row["column"]): row for row in rows if row["n"] == "1"}
+    assert float(cells[against, "Diff"]["mean"]) == pytest.approx(
+        runs.get(store, run.run_id).metrics[f"auroc/{against}/diff"]
+    )
+    # The images are in the experiment's hash, and known to MLflow as the run's inputs.
+    inputs = store.client.get_run(run.run_id).inputs.dataset_inputs
+    known = {(each.dataset.name, each.tags[0].value): each.dataset for each in inputs}
+    training = known[f"{slug}-train", "training"]
+    assert training.digest == run.params["data.digest"]
+    assert json.loads(training.profile) == {"num_rows": 64}
+    assert (f"{slug}-test", "evaluation") in known and (f"{against}-test", "evaluation") in known
+
+
+def test_other_images_in_the_folder_are_another_experiment(trained, tiny):
+    own = photos(trained.folder / "own", 80)
+    words = ["finetune", "--dataset", f"folder:{own}", *tiny, "--resume", "true"]
+    specs = []
+    for change in (False, False, True):
+        if change:
+            Image.new("RGB", (32, 32), "white").save(own / "cats" / "new.png")
+        outcome = trained.oodflow(*words)
+        assert outcome.code == 0, outcome.err
+        specs.append(runs.find(trained.store(), {"kind": "finetune"})[0].tags["spec"])
+    assert specs[0] == specs[1] != specs[2]
+
+
+def test_grey_images_get_a_grey_general_set_and_grey_outliers(blank, tiny):
+    folder = photos(blank.folder / "own", 80)
+    name = f"folder:{folder}?channels=1"
+    assert blank.oodflow("train", "--dataset", "sketch-general-grey", *tiny).code == 0
+    words = ["finetune", "--dataset", name, "--outlier-loss", "binary", *tiny]
+    outcome = blank.oodflow(*words, "--outlier-dataset", "sketch-general")
+    assert outcome.code == 0, outcome.err
+    run = runs.find(blank.store(), {"kind": "finetune"})[0]
+    assert run.tags["outlier_dataset"] == "sketch-general-grey"
+    assert run.params["model.channels"] == "1"
+    outcome = blank.oodflow("evaluate", "--run", run.run_id, "--ood", "sketch-letters")
+    assert outcome.code == 0, outcome.err
+    assert "auroc/sketch-letters-grey/diff" in runs.get(blank.store(), run.run_id).metrics
+
+
+def test_colour_is_not_made_of_grey(trained, tiny):
+    outcome = trained.oodflow(
+        "finetune", "--outlier-loss", "binary", "--outlier-dataset", "sketch-general-grey", *tiny
+    )
+    assert outcome.code == 2 and outcome.err.count("\n") == 1
+    assert "sketch-general-grey has 1 channel where 3 are needed" in outcome.err
