@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "oodflow.workflow.train",
     "finetune": "oodflow.workflow.finetune",
     "evaluate": "oodflow.workflow.evaluate",
+    "tune": "oodflow.workflow.tune",
     "report": "oodflow.workflow.report",
 }
 """The module behind each entry point; its ``command`` takes the options as a mapping."""
@@ -37,15 +38,16 @@ Every entry point also runs as an MLflow project: mlflow run . -e finetune -P st
 Exit codes: 0 done, 2 wrong input, 1 anything else, 130 interrupted (--resume goes on)."""
 
 
-class AutoOr(click.ParamType):
-    """A value of a type, or the word auto."""
+class WordOr(click.ParamType):
+    """A value of a type, or one of some words."""
 
-    def __init__(self, kind: click.ParamType) -> None:
+    def __init__(self, kind: click.ParamType, words: tuple[str, ...]) -> None:
         self.kind = kind
-        self.name = f"{kind.name}|auto"
+        self.words = words
+        self.name = "|".join((kind.name, *words))
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        return AUTO if value == AUTO else self.kind.convert(value, param, ctx)
+        return value if value in self.words else self.kind.convert(value, param, ctx)
 
 
 KINDS: dict[type, click.ParamType] = {
@@ -59,8 +61,9 @@ KINDS: dict[type, click.ParamType] = {
 def click_option(each: Option) -> click.Option:
     """The click option of one field: its name with hyphens, its type, default and choices."""
     kind: click.ParamType = click.Choice(each.choices) if each.choices else KINDS[each.kind]
-    if each.default == AUTO and each.kind is not str:
-        kind = AutoOr(kind)
+    words = (AUTO,) * (each.default == AUTO) + each.words
+    if words and each.kind is not str:
+        kind = WordOr(kind, words)
     flag = {"is_flag": False, "flag_value": True} if each.kind is bool else {}
     return click.Option(
         [f"--{each.name.replace('_', '-')}"],

@@ -23,6 +23,7 @@ __all__ = [
     "Loss",
     "Model",
     "Optimisation",
+    "TUNED",
     "Option",
     "from_dict",
     "option",
@@ -34,6 +35,9 @@ __all__ = [
 
 AUTO = "auto"
 """The default of an option whose value follows from the preset, the data or the registry."""
+
+TUNED = "tuned"
+"""An option whose value is the best one of the newest registered study."""
 
 MODELS = (
     "glow",
@@ -52,12 +56,21 @@ OUTLIER_LOSSES = ("none", "binary", "margin")
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
-def option(help: str, default: Any = AUTO, choices: tuple[str, ...] = (), name: str = "") -> Any:
+def option(
+    help: str,
+    default: Any = AUTO,
+    choices: tuple[str, ...] = (),
+    name: str = "",
+    words: tuple[str, ...] = (),
+    value: Any = dataclasses.MISSING,
+) -> Any:
     """A field that is an option too, under its own name or ``name``.
 
-    ``default`` is the option's default on the command line and in ``MLproject``.
+    ``default`` is the option's default on the command line and in ``MLproject``, ``words`` are
+    words that it takes in place of a number, and ``value`` is the field's own default.
     """
-    return field(metadata={"help": help, "default": default, "choices": choices, "name": name})
+    facts = {"help": help, "default": default, "choices": choices, "name": name, "words": words}
+    return field(default=value, metadata=facts)
 
 
 @dataclass(frozen=True)
@@ -95,10 +108,21 @@ class Loss:
 
     outlier_loss: str = option("loss against an outlier dataset", "none", OUTLIER_LOSSES)
     outlier_dataset: str = option("outlier images; auto: the dataset's general set")
-    temperature: float = option("T of the binary loss, in nats", 1000.0)
-    outlier_weight: float = option("weight λ of the outlier loss; auto: 6000 binary, 1 margin")
+    temperature: float = option(
+        "T of the binary loss, in nats; tuned: from the newest study", 1000.0, words=(TUNED,)
+    )
+    outlier_weight: float = option(
+        "weight λ of the outlier loss; auto: 6000 binary, 1 margin; tuned: from the newest study",
+        words=(TUNED,),
+    )
     outlier_digest: str = ""
     """Identity of the whole training fold of the outlier dataset."""
+    margin: float = option(
+        "margin of the margin loss, in nats; 0: the number of dimensions; tuned: newest study",
+        0.0,
+        words=(TUNED,),
+        value=0.0,
+    )
 
 
 @dataclass(frozen=True)
@@ -143,6 +167,7 @@ class Option:
     default: Any
     help: str
     choices: tuple[str, ...]
+    words: tuple[str, ...]
 
 
 def options_of(section: type) -> Iterator[Option]:
@@ -152,7 +177,14 @@ def options_of(section: type) -> Iterator[Option]:
         if "help" in each.metadata:
             facts = each.metadata
             name = facts["name"] or each.name
-            yield Option(name, hints[each.name], facts["default"], facts["help"], facts["choices"])
+            yield Option(
+                name,
+                hints[each.name],
+                facts["default"],
+                facts["help"],
+                facts["choices"],
+                facts["words"],
+            )
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:

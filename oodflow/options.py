@@ -12,8 +12,10 @@ __all__ = [
     "EntryPoint",
     "Evaluation",
     "Reporting",
+    "Resuming",
     "Running",
     "Start",
+    "Tuning",
     "pick",
     "seed_list",
 ]
@@ -30,7 +32,40 @@ class Running:
     epochs: int = option("passes over the data, in place of steps; auto: from the preset")
     device: str = option("cpu, cuda, cuda:1, …; auto: the first GPU, else the CPU")
     data_dir: str = option("folder of the datasets; auto: OODFLOW_DATA, else the user's cache")
+
+
+@dataclass(frozen=True)
+class Resuming:
+    """What becomes of a run that was interrupted."""
+
     resume: bool = option("go on with an interrupted run of the same experiment", False)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """An Optuna study of the outlier loss; workers with the same study and storage share it."""
+
+    outlier_loss: str = option("loss whose parameters are searched", "binary", ("binary", "margin"))
+    outlier_dataset: str = option("outlier images; auto: the dataset's general set")
+    trials: int = option("trials that the study is to have, of all workers together", 20)
+    study: str = option("its name; auto: from model, dataset and loss")
+    storage: str = option(
+        "Optuna storage: a database URL, or journal:FILE on network file systems",
+        "sqlite:///optuna.db",
+    )
+    objective: str = option(
+        "auroc, or NAME=WEIGHT,… for several datasets; with bpd multi-objective", "auroc"
+    )
+    images: int = option("training images of either kind that the AUROC is taken over", 1000)
+    temperature_low: float = option("lowest T", 10.0)
+    temperature_high: float = option("highest T", 100_000.0)
+    outlier_weight_low: float = option("lowest λ; auto: 100 binary, 0.01 margin")
+    outlier_weight_high: float = option("highest λ; auto: 1e6 binary, 100 margin")
+    margin_low: float = option("lowest margin, in nats", 100.0)
+    margin_high: float = option("highest margin, in nats", 100_000.0)
+    max_dropped: float = option("share of images that may be dropped", 0.05)
+    max_skipped: float = option("share of updates that may be skipped", 0.05)
+    max_bpd: float = option("bits per dimension that may be lost to the general model", 0.5)
 
 
 @dataclass(frozen=True)
@@ -63,6 +98,7 @@ class Reporting:
     """Where the report goes."""
 
     out: str = option("folder for the report's files", "report")
+    published: bool = option("beside ours the paper's numbers, Tables S1 to S4", False)
 
 
 @dataclass(frozen=True)
@@ -81,17 +117,17 @@ class EntryPoint:
 ENTRY_POINTS: Mapping[str, EntryPoint] = {
     "main": EntryPoint(
         "Quickstart: train, finetune and evaluate on the embedded data, then report.",
-        (Model, Data, Optimisation, Running, Reporting),
+        (Model, Data, Optimisation, Running, Resuming, Reporting),
         ("oodflow main", "oodflow main --seeds 1,2 --steps 20"),
     ),
     "train": EntryPoint(
         "Train a model from scratch; on a general dataset it becomes a general model.",
-        (Model, Data, Optimisation, Running),
+        (Model, Data, Optimisation, Running, Resuming),
         ("oodflow train", "oodflow train --dataset cifar10 --preset paper --seeds 1,2,3"),
     ),
     "finetune": EntryPoint(
         "Train on a dataset from the general model's weights, with or without an outlier loss.",
-        (Model, Data, Start, Loss, Optimisation, Running),
+        (Model, Data, Start, Loss, Optimisation, Running, Resuming),
         (
             "oodflow finetune --dataset sketch-letters",
             "oodflow finetune --outlier-loss binary --temperature 1000 --outlier-weight 6000",
@@ -103,6 +139,16 @@ ENTRY_POINTS: Mapping[str, EntryPoint] = {
         "Score test images under registered models: BPD, AUROC, AUPR, FPR95, figures.",
         (Evaluation,),
         ("oodflow evaluate", "oodflow evaluate --run RUN_ID --ood sketch-digits,sketch-scenes"),
+    ),
+    "tune": EntryPoint(
+        "Search the outlier loss's parameters for the best train-set anomaly detection (S4.4).",
+        (Tuning, Model, Data, Start, Optimisation, Running),
+        (
+            "oodflow tune",
+            "oodflow tune --trials 50 --dataset cifar10 --preset paper --steps 2000",
+            "oodflow tune --outlier-loss margin --objective auroc,bpd",
+            "oodflow finetune --outlier-loss binary --temperature tuned --outlier-weight tuned",
+        ),
     ),
     "report": EntryPoint(
         "Write the tables and figures of all registered runs, as Markdown, LaTeX and CSV.",

@@ -154,7 +154,8 @@ def loss_of(given: Mapping[str, Any], general: str) -> Loss:
         weight = OUTLIER_WEIGHTS[name]
     if weight:
         weight = _positive("outlier_weight", _or(given["outlier_weight"], weight))
-    return Loss(name, dataset, temperature, weight)
+    margin = _not_negative("margin", given.get("margin", 0.0)) if name == "margin" else 0.0
+    return Loss(name, dataset, temperature, weight, margin=margin)
 
 
 def build_experiment(

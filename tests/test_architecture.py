@@ -112,6 +112,12 @@ def test_only_tracking_imports_mlflow():
     assert importers("mlflow") == {"tracking"}
 
 
+def test_only_tuning_and_its_command_import_optuna():
+    assert importers("optuna") == {"tuning", "workflow"}
+    named = {module for module in MODULES if "optuna" in {n.split(".")[0] for n in imports(module)}}
+    assert {module for module in named if unit(module) == "workflow"} == {"oodflow.workflow.tune"}
+
+
 def test_only_the_command_line_imports_click():
     assert importers("click") == {"cli"}
 

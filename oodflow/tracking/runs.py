@@ -40,6 +40,7 @@ __all__ = [
     "log_text",
     "model_uri",
     "register",
+    "reopen",
     "resolve",
     "set_tags",
     "start",

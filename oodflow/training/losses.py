@@ -69,7 +69,7 @@ def outlier_loss(
     contrast_log_prob: Tensor | None,
     dimensions: int,
 ) -> Tensor:
-    """The loss that the experiment names; the margin is the number of dimensions D (authors)."""
+    """The loss that the experiment names; a margin of 0 stands for the dimensions D (authors)."""
     if loss.outlier_loss == "binary":
         if contrast_log_prob is None:
             raise ValueError("the binary loss needs the contrast model's log-likelihoods")
@@ -77,5 +77,5 @@ def outlier_loss(
             outlier_log_prob, contrast_log_prob, loss.temperature, loss.outlier_weight
         )
     return margin_outlier_loss(
-        inlier_log_prob, outlier_log_prob, float(dimensions), loss.outlier_weight
+        inlier_log_prob, outlier_log_prob, loss.margin or float(dimensions), loss.outlier_weight
     )

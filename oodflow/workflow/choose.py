@@ -1,10 +1,11 @@
 """Which run ``auto``, ``own`` or a reference means, and what to do where there is none."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from oodflow.data.catalog import lookup
 from oodflow.errors import UserError
-from oodflow.experiment import Model
+from oodflow.experiment import TUNED, Model
 from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
 from oodflow.tracking.store import Store
@@ -17,7 +18,11 @@ __all__ = [
     "in_distribution_runs",
     "newest_general",
     "own_of",
+    "tuned",
 ]
+
+TUNABLE = ("temperature", "outlier_weight", "margin")
+"""Options that take the word ``tuned``."""
 
 
 def _newest(
@@ -116,6 +121,37 @@ def contrast_of(store: Store, reference: str, outliers: str, model: Model, seed:
         f"--dataset {outliers} --seeds {seed}",
         model,
     )
+
+
+def tuned(
+    store: Store, given: Mapping[str, Any], dataset: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The options with the best values of the newest study where they say ``tuned``.
+
+    Also the tags that trace them to the study and its trial.
+    """
+    names = [name for name in TUNABLE if given.get(name) == TUNED]
+    if not names:
+        return dict(given), {}
+    loss = given["outlier_loss"]
+    tags = {"kind": "tune", "dataset": dataset, "model": given["model"], "outlier_loss": loss}
+    study = _newest(store, tags) if loss != "none" else None
+    if study is None:
+        raise UserError(
+            f"no registered study of the {loss} loss with {given['model']} on {dataset}; make one: "
+            f"oodflow tune --dataset {dataset} --model {given['model']} "
+            f"--outlier-loss {'binary' if loss == 'none' else loss}"
+        )
+    values = dict(given)
+    for name in names:
+        if f"best_{name}" not in study.tags:
+            raise UserError(f"study {study.tags['study']} did not search {name}; give its value")
+        values[name] = float(study.tags[f"best_{name}"])
+    return values, {
+        "tuned_study": study.tags["study"],
+        "tuned_trial": study.tags["best_trial"],
+        "tuned_run": study.run_id,
+    }
 
 
 def diff_outlier_general(store: Store, run: RunInfo) -> RunInfo | None:

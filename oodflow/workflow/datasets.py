@@ -119,7 +119,9 @@ def _checked(ready: Prepared, fold: str) -> tuple[str, ...]:
                 advance(start + len(block))
                 yield block.tobytes()
 
-        digest = digest_of(pixels.shape, blocks(), None if labels is None else iter([labels.tobytes()]))
+        digest = digest_of(
+            pixels.shape, blocks(), None if labels is None else iter([labels.tobytes()])
+        )
     if digest != known.digest:
         raise UserError(
             f"{ready.folder / f'{fold}.npy'} has digest {digest}, prepared was {known.digest}; "

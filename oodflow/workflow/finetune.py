@@ -9,7 +9,7 @@ from oodflow.errors import UserError
 from oodflow.experiment import AUTO, COMPRESSORS, Model
 from oodflow.presets import architecture, build_experiment, loss_of
 from oodflow.tracking.runs import RunInfo
-from oodflow.workflow.choose import contrast_of, general_of, own_of
+from oodflow.workflow.choose import contrast_of, general_of, own_of, tuned
 from oodflow.workflow.session import Session, check_same_shape, open_session
 from oodflow.workflow.train import first_present, run_seeds, with_outliers
 from oodflow.workflow.training_run import Plan
@@ -31,6 +31,7 @@ def finetune_plan(session: Session, given: Mapping[str, Any], seed: int) -> Plan
     """
     facts = lookup("sketch-shapes" if given["dataset"] == AUTO else given["dataset"])
     dataset = facts.name
+    given, origins = tuned(session.store, given, dataset)
     if given["model"] == "wide-resnet" or given["model"] in COMPRESSORS:
         raise UserError(f"{given['model']} is not finetuned; see oodflow train --help")
     supervised = given["supervised"]
@@ -82,7 +83,7 @@ def finetune_plan(session: Session, given: Mapping[str, Any], seed: int) -> Plan
         seed=seed,
     )
     start = "own" if init.tags.get("role") == "in_distribution" else "general"
-    return Plan("finetune", experiment, role, start, init, contrast, general)
+    return Plan("finetune", experiment, role, start, init, contrast, general, origins)
 
 
 def _spec(run: RunInfo) -> str:

@@ -12,12 +12,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from oodflow import console
 from oodflow.data.batches import Batches
 from oodflow.data.catalog import lookup, slug_of
+from oodflow.data.images import Images
 from oodflow.errors import UserError
 from oodflow.evaluation.validation import Validation
 from oodflow.experiment import Experiment, parameters, spec_hash
@@ -36,7 +37,17 @@ from oodflow.training.checkpoint import (
 from oodflow.training.loop import Report, Trainer, initialise, new_model
 from oodflow.workflow.session import Session, check_same_shape, dataset_use
 
-__all__ = ["Plan", "keep_weights", "model_name", "run_tags", "train_run"]
+__all__ = [
+    "STATE_FOLDER",
+    "Plan",
+    "batches_of",
+    "keep_weights",
+    "model_name",
+    "new_trainer",
+    "report_metrics",
+    "run_tags",
+    "train_run",
+]
 
 STATE_FOLDER = Path(".oodflow")
 
@@ -55,6 +66,8 @@ class Plan:
     contrast: RunInfo | None = None
     general: RunInfo | None = None
     """General model for the ``diff`` score of validation and evaluation."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Tags that say where parameters come from, such as a study."""
 
     @property
     def name(self) -> str:
@@ -88,7 +101,7 @@ def run_tags(plan: Plan) -> dict[str, str]:
     for name, run in (("init_run", plan.init), ("contrast_run", plan.contrast)):
         if run:
             tags[name] = run.run_id
-    return tags
+    return tags | dict(plan.origins)
 
 
 def model_name(plan: Plan) -> str:
@@ -200,10 +213,16 @@ class _Data:
 
 
 def _batches(session: Session, experiment: Experiment, dataset: str) -> Batches:
-    check_same_shape(dataset, experiment.model.channels, "the model")
-    facts = lookup(dataset)
+    images = session.images(dataset, "train", experiment.data.limit)
+    return batches_of(session, experiment, images)
+
+
+def batches_of(session: Session, experiment: Experiment, images: Images) -> Batches:
+    """Training batches of some images, augmented as the catalogue says of their dataset."""
+    check_same_shape(images.name, experiment.model.channels, "the model")
+    facts = lookup(images.name)
     return Batches(
-        session.images(dataset, "train", experiment.data.limit),
+        images,
         experiment.optimisation.batch_size,
         experiment.seed,
         facts.translate,
@@ -216,11 +235,8 @@ def _train(
     session: Session, plan: Plan, data: _Data, run_id: str, folder: Path, resumed: bool
 ) -> None:
     experiment, steps = plan.experiment, plan.experiment.optimisation.steps
-    model = new_model(experiment, session.device)
-    contrast = session.model(plan.contrast).model if plan.contrast else None
-    if plan.init:
-        _start_from(model, session.model(plan.init).model)
-    trainer = Trainer(experiment, model, data.inliers, data.outliers, contrast)
+    trainer = new_trainer(session, plan, data.inliers, data.outliers)
+    model = trainer.model
     records: list[dict[str, float]] = []
     if resumed and (folder / STATE_FILE).exists():
         state = load_training(folder / STATE_FILE, experiment)
@@ -237,7 +253,9 @@ def _train(
             advance(step, lambda: f"epoch {epoch}  {bpd():.3f} bpd")
 
         for report in trainer.run(on_step):
-            records.append({"step": report.step, **_metrics(report), **data.validation(model)})
+            records.append(
+                {"step": report.step, **report_metrics(report), **data.validation(model)}
+            )
             state = TrainingState(
                 trainer.step, model.state_dict(), trainer.optimiser_tensors(), records
             )
@@ -248,6 +266,17 @@ def _train(
     keep_weights(session, run_id, model, experiment)
 
 
+def new_trainer(
+    session: Session, plan: Plan, inliers: Batches, outliers: Batches | None
+) -> Trainer:
+    """The plan's model with the weights of its start, where it has one, ready to be trained."""
+    model = new_model(plan.experiment, session.device)
+    contrast = session.model(plan.contrast).model if plan.contrast else None
+    if plan.init:
+        _start_from(model, session.model(plan.init).model)
+    return Trainer(plan.experiment, model, inliers, outliers, contrast)
+
+
 def _start_from(model: LikelihoodModel, init: LikelihoodModel) -> None:
     """Copy the weights; densities of the classes that the start has not stay N(0, I)."""
     missing, unexpected = model.load_state_dict(init.state_dict(), strict=False)
@@ -255,7 +284,7 @@ def _start_from(model: LikelihoodModel, init: LikelihoodModel) -> None:
         raise UserError(f"the start does not fit the model: {[*missing, *unexpected][0]}")
 
 
-def _metrics(report: Report) -> dict[str, float]:
+def report_metrics(report: Report) -> dict[str, float]:
     """``train/bpd``, ``train/outlier_loss``, … of a report."""
     values = dataclasses.asdict(report)
     del values["step"]

@@ -1,0 +1,54 @@
+"""Optuna's own plots of a study, as files."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import optuna
+from optuna.trial import TrialState
+from optuna.visualization import matplotlib as plots
+
+__all__ = ["save_figures"]
+
+
+def save_figures(study: optuna.Study, folder: Path) -> list[Path]:
+    """History, importance, contour, slice and intermediate values, or the Pareto front, as PNG.
+
+    Only those for which the study has enough complete trials that differ.
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    values = {tuple(trial.values) for trial in complete}
+    if not values:
+        return []
+    makers: dict[str, Callable[[], Any]] = {}
+    if len(study.directions) > 1:
+        makers["pareto-front"] = lambda: plots.plot_pareto_front(
+            study, target_names=["AUROC", "BPD"]
+        )
+    else:
+        makers["history"] = lambda: plots.plot_optimization_history(study)
+        makers["slice"] = lambda: plots.plot_slice(study)
+        makers["intermediate"] = lambda: plots.plot_intermediate_values(study)
+        if len(values) > 1:
+            makers["importance"] = lambda: plots.plot_param_importances(study)
+        if len(values) > 2 and len(complete[0].params) > 1:
+            makers["contour"] = lambda: plots.plot_contour(study)
+    files = []
+    for name, make in makers.items():
+        with warnings.catch_warnings():
+            # Optuna calls its matplotlib plots experimental; layouts of few points warn as well.
+            warnings.simplefilter("ignore")
+            axes = np.ravel(make())
+            figure = axes[0].figure
+            figure.set_size_inches(max(8, 5 * len(axes)) if name == "slice" else 8, 5)
+            figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
+        plt.close(figure)
+        files.append(folder / f"{name}.png")
+    return files

@@ -1,0 +1,213 @@
+"""The Optuna study: search space, storage, who does which trial, and the best feasible one.
+
+Workers that share the study take trials one after the other under a lock in the working folder. A
+worker holds a lock of its trial while it trains: the system frees it on any death, and another
+worker then retries that trial.
+"""
+
+import fcntl
+import hashlib
+import math
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from oodflow.errors import UserError
+
+__all__ = [
+    "Range",
+    "best_trial",
+    "counted",
+    "feasible",
+    "locked",
+    "open_study",
+    "propose",
+    "requeue",
+    "run_trials",
+]
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a parameter that is searched on a logarithmic scale."""
+
+    low: float
+    high: float
+
+    def checked(self, name: str) -> "Range":
+        """The range itself; UserError where it is none."""
+        if not 0 < self.low <= self.high < math.inf:
+            raise UserError(
+                f"{name} is searched from {self.low:g} to {self.high:g}; give two numbers above 0, "
+                "the lower one first"
+            )
+        return self
+
+
+def _storage(address: str) -> BaseStorage:
+    """SQLite or any other database by its URL; ``journal:PATH`` for network file systems."""
+    try:
+        if address.startswith("journal:"):
+            return JournalStorage(JournalFileBackend(address.removeprefix("journal:")))
+        return RDBStorage(address)
+    # SQLAlchemy's errors differ by database.
+    except Exception as error:
+        line = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"no Optuna storage at {address} ({line}); write sqlite:///FILE, another database's "
+            "URL, or journal:FILE"
+        ) from error
+
+
+def open_study(
+    address: str, name: str, start: Mapping[str, float], multi_objective: bool, lock: Path
+) -> optuna.Study:
+    """The study of that name, made where it is not there yet with ``start`` as its first trial."""
+    maximize, minimize = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
+    directions = [maximize, minimize] if multi_objective else [maximize]
+    with locked(lock):
+        study = optuna.create_study(
+            storage=_storage(address),
+            study_name=name,
+            directions=directions,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
+            load_if_exists=True,
+        )
+        if len(study.directions) != len(directions):
+            raise UserError(f"study {name} has another objective; name another study")
+        if start and not study.get_trials(deepcopy=False):
+            study.enqueue_trial(dict(start))
+    return study
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Wait for a lock file and hold it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(file, os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def propose(trial: Trial, space: Mapping[str, Range]) -> dict[str, float]:
+    """A value of each parameter, log-uniform in its range."""
+    return {
+        name: trial.suggest_float(name, bounds.low, bounds.high, log=True)
+        for name, bounds in space.items()
+    }
+
+
+def _sampler(seed: int, number: int) -> optuna.samplers.TPESampler:
+    """The sampler of one trial: its randomness is a function of the seed and of the number.
+
+    So a resumed study goes on as it would have, and two workers never draw the same point.
+    """
+    digest = hashlib.sha256(f"{seed}/{number}".encode()).digest()
+    return optuna.samplers.TPESampler(
+        seed=int.from_bytes(digest[:4], "big"),
+        multivariate=True,
+    )
+
+
+def counted(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that came to an end: complete or pruned, not those that failed."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def run_trials(
+    study: optuna.Study,
+    seed: int,
+    wanted: int,
+    folder: Path,
+    objective: Callable[[Trial], float | Sequence[float]],
+    on_wait: Callable[[], None],
+) -> None:
+    """Do trials until the study has ``wanted`` that came to an end, all workers together.
+
+    ``on_wait`` is called while other workers do the last ones. ``folder`` holds the locks.
+    """
+    while True:
+        with locked(folder / "lock"):
+            _retry_abandoned(study)
+            # One look at all of them: a trial that ends between two looks would be in neither.
+            states = [trial.state for trial in study.get_trials(deepcopy=False)]
+            done = states.count(TrialState.COMPLETE) + states.count(TrialState.PRUNED)
+            if done >= wanted:
+                return
+            trial = None
+            if done + states.count(TrialState.RUNNING) < wanted:
+                study.sampler = _sampler(seed, len(states))
+                trial = study.ask()
+                held = os.open(folder / f"trial-{trial.number}", os.O_CREAT | os.O_RDWR)
+                fcntl.flock(held, fcntl.LOCK_EX)
+                place = f"{socket.gethostname()}:{(folder / f'trial-{trial.number}').absolute()}"
+                trial.set_user_attr("lock", place)
+        if trial is None:
+            on_wait()
+            continue
+        try:
+            study.tell(trial, objective(trial))
+        except optuna.TrialPruned:
+            study.tell(trial, state=TrialState.PRUNED)
+        except BaseException:
+            study.tell(trial, state=TrialState.FAIL)
+            raise
+        finally:
+            os.close(held)
+
+
+def _retry_abandoned(study: optuna.Study) -> None:
+    """Fail the trials whose worker on this machine is dead, and put them in the queue again."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        host, _, path = trial.user_attrs.get("lock", "").partition(":")
+        if host != socket.gethostname() or not _free(Path(path)):
+            continue
+        study.tell(trial.number, state=TrialState.FAIL)
+        requeue(study, trial.params, f"trial {trial.number} was abandoned")
+
+
+def _free(file: Path) -> bool:
+    try:
+        handle = os.open(file, os.O_RDWR)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+
+
+def requeue(study: optuna.Study, params: Mapping[str, float], why: str) -> None:
+    """Have a trial with these parameters done again, by whichever worker is next."""
+    study.enqueue_trial(dict(params), user_attrs={"retry": why})
+
+
+def feasible(trial: FrozenTrial) -> bool:
+    """Whether the trial was judged and passes none of its bounds."""
+    return bool(trial.constraints) and max(trial.constraints.values()) <= 0
+
+
+def best_trial(study: optuna.Study) -> FrozenTrial | None:
+    """The feasible trial with the highest AUROC, of equal ones the first; None without any."""
+    candidates = [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if feasible(trial)
+    ]
+    return max(candidates, key=lambda trial: (trial.values[0], -trial.number), default=None)
