@@ -24,8 +24,9 @@ IDENTITY = (
 )
 """Tags that make two runs repetitions of each other; only the newest counts."""
 
-AUROC_COLUMNS = ("run_id", "seed", "dataset", "setting", "outlier_loss", "ood", "score", "auroc")
-BPD_COLUMNS = ("run_id", "seed", "dataset", "kind", "bpd")
+AUROC_COLUMNS = ("run_id", "seed", "dataset", "setting", "outlier_loss", "ood", "score", "auroc",
+                 "metric")  # fmt: skip
+BPD_COLUMNS = ("run_id", "seed", "dataset", "kind", "bpd", "metric")
 
 
 def registered_runs(store: Store) -> tuple[list[RunInfo], int]:
@@ -71,6 +72,7 @@ def auroc_frame(chosen: Iterable[RunInfo], model: str) -> pd.DataFrame:
             ood,
             score,
             value,
+            f"auroc/{ood}/{score}",
         )
         for run in chosen
         if run.tags["role"] == "in_distribution"
@@ -97,10 +99,10 @@ def _aurocs(run: RunInfo, prefix: str = "auroc/") -> list[tuple[str, str, float]
 def comparison_frame(store: Store) -> pd.DataFrame:
     """AUROC of the ratio to each general distribution, from evaluations: the newest of a seed.
 
-    Columns: run_id, seed, model, dataset, fold, ood, general, auroc. ``general`` is none (the raw
-    likelihood), the name of the general model's family, or that name with `` alone``.
+    Columns: run_id, seed, model, dataset, fold, ood, general, auroc, metric. ``general`` is none
+    (the raw likelihood), the name of the general model's family, or that name with `` alone``.
     """
-    rows: dict[tuple[str, ...], tuple[str, float]] = {}
+    rows: dict[tuple[str, ...], tuple[str, float, str]] = {}
     for run in runs.find(store, {"kind": "evaluate", "registered": "true"}, status="FINISHED"):
         tags = run.tags
         if tags.get("outlier_loss") != "none" or tags.get("setting") != "unsupervised":
@@ -111,13 +113,21 @@ def comparison_frame(store: Store) -> pd.DataFrame:
             "diff": tags["general_model"],
             "general": f"{tags['general_model']} alone",
         }
-        for ood, score, value in _aurocs(run, "train_fold/auroc/" if fold == "train" else "auroc/"):
+        prefix = "train_fold/auroc/" if fold == "train" else "auroc/"
+        for ood, score, value in _aurocs(run, prefix):
             if score in names:
-                key = (tags["seed"], tags["model"], slug_of(tags["dataset"]), fold, ood, names[score])
-                rows.setdefault(key, (run.run_id, value))
+                key = (
+                    tags["seed"],
+                    tags["model"],
+                    slug_of(tags["dataset"]),
+                    fold,
+                    ood,
+                    names[score],
+                )
+                rows.setdefault(key, (run.run_id, value, f"{prefix}{ood}/{score}"))
     columns = ["seed", "model", "dataset", "fold", "ood", "general"]
     frame = pd.DataFrame([(*key, *value) for key, value in rows.items()],
-                         columns=[*columns, "run_id", "auroc"])  # fmt: skip
+                         columns=[*columns, "run_id", "auroc", "metric"])  # fmt: skip
     return frame.astype({"seed": int})
 
 
@@ -141,7 +151,7 @@ def bpd_frame(chosen: Iterable[RunInfo], model: str) -> pd.DataFrame:
             facts = CATALOG.get(dataset)
             tested = facts is None or facts.role == "in_distribution"
             if name.startswith("bpd/") and kind and (own or kind == "general") and tested:
-                rows.append((run.run_id, int(tags["seed"]), dataset, kind, value))
+                rows.append((run.run_id, int(tags["seed"]), dataset, kind, value, name))
     return pd.DataFrame(rows, columns=list(BPD_COLUMNS)).drop_duplicates(
         ["seed", "dataset", "kind"]
     )

@@ -6,30 +6,35 @@ has the numbers in full precision. Each format escapes what is special to it.
 
 import csv
 import io
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from oodflow.reports.tables import Cell, Measure, Row, Table
+from oodflow.reports.tables import Difference, Entry, Measure, Published, Row, Table
 
 if TYPE_CHECKING:
     import rich.table
 
-__all__ = ["cell_text", "to_csv", "to_latex", "to_markdown", "to_rich"]
+__all__ = ["cell_numbers", "cell_text", "to_csv", "to_latex", "to_markdown", "to_rich"]
 
 DASH = "–"
+LATEX_COLUMNS = 12
+"""Columns of numbers side by side; more do not fit the width of a page."""
 USUAL_SEEDS = 3
 """Seeds behind a number of the paper; other counts are written beside the number."""
 
 
-def cell_text(cell: Cell | None, measure: Measure) -> str:
+def cell_text(cell: Entry | None, measure: Measure) -> str:
     """``mean (std)`` as the paper prints it; a dash stands for what there is not.
 
     A missing standard deviation says that there is one seed; any other number of seeds than the
-    paper's three is appended.
+    paper's three is appended. A number of the paper is in the paper's own digits, a difference
+    has its sign.
 
-    >>> from oodflow.reports.tables import AUROC_PERCENT
+    >>> from oodflow.reports.tables import AUROC_PERCENT, Cell
     >>> for values in [(0.98, 0.985, 0.99), (0.98, 0.99), (0.98,)]:
     ...     print(cell_text(Cell(values, ()), AUROC_PERCENT))
     98.5 (0.5)
@@ -37,15 +42,47 @@ def cell_text(cell: Cell | None, measure: Measure) -> str:
     98.0 (–)
     >>> cell_text(None, AUROC_PERCENT)
     '–'
+    >>> paper = Published("99.0", "0.1", "S2")
+    >>> cell_text(paper, AUROC_PERCENT)
+    '99.0 (0.1)'
+    >>> cell_text(Difference(Cell((0.98,), ()), paper), AUROC_PERCENT)
+    '−1.0'
     """
     if cell is None:
         return DASH
+    if isinstance(cell, Published):
+        return f"{cell.mean} ({cell.std})" if cell.std else cell.mean
+    if isinstance(cell, Difference):
+        # Adding 0 makes a negative zero positive.
+        change = round(cell.value(measure) * measure.scale, measure.digits) + 0.0
+        return f"{change:+.{measure.digits}f}".replace("-", "−")
     mean = f"{cell.mean * measure.scale:.{measure.digits}f}"
     if cell.count == 1:
         return f"{mean} ({DASH})"
     spread = f"{cell.std * measure.scale:.{measure.digits}f}"
     seeds = "" if cell.count == USUAL_SEEDS else f" [n={cell.count}]"
     return f"{mean} ({spread}){seeds}"
+
+
+def cell_numbers(cell: Entry | None, measure: Measure) -> tuple[str, str, int, tuple[str, ...]]:
+    """Mean, std, n and run ids as CSV has them: unscaled, with all digits, "" for none.
+
+    n counts our seeds: 0 for a gap and for a number of the paper, whose printed digits are kept.
+
+    >>> from oodflow.reports.tables import AUROC_PERCENT
+    >>> cell_numbers(Published("99.0", "0.1", "S2"), AUROC_PERCENT)
+    ('0.990', '0.001', 0, ())
+    """
+    if cell is None:
+        return "", "", 0, ()
+    if isinstance(cell, Published):
+        shift = -round(math.log10(measure.scale))
+        mean, std = (str(Decimal(text).scaleb(shift)) if text else "" for text in
+                     (cell.mean, cell.std))  # fmt: skip
+        return mean, std, 0, ()
+    if isinstance(cell, Difference):
+        return repr(cell.value(measure)), "", cell.ours.count, cell.ours.run_ids
+    return repr(cell.mean), repr(cell.std) if cell.count > 1 else "", cell.count, cell.run_ids
 
 
 def to_markdown(table: Table) -> str:
@@ -67,24 +104,48 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    r"""A complete table environment; the document needs ``\usepackage{booktabs}``."""
-    width = len(table.row_header)
-    spans, rules = [], []
-    for group, members in groupby(enumerate(table.columns, width + 1), lambda item: item[1][0]):
-        places = [place for place, _ in members]
-        spans.append(rf"\multicolumn{{{len(places)}}}{{c}}{{{_latex(group)}}}")
-        if group:
-            rules.append(rf"\cmidrule(lr){{{places[0]}-{places[-1]}}}")
-    header = [*table.row_header, *(name for _, name in table.columns)]
+    r"""A complete table environment; the document needs ``\usepackage{booktabs}``.
+
+    Where the columns are too many for a page, groups of them follow below each other.
+    """
     lines = [
         r"\begin{table}[htbp]",
         r"\centering",
         r"\footnotesize",
         r"\setlength{\tabcolsep}{3pt}",
         rf"\caption{{\textbf{{{_latex(table.title)}.}} {_latex(table.caption)}}}",
+    ]
+    for number, places in enumerate(_latex_parts(table)):
+        lines += [r"\par\medskip"] * (number > 0) + _tabular(table, places)
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def _latex_parts(table: Table) -> list[list[int]]:
+    """Places of the columns that stand side by side; a group of columns is not torn apart."""
+    parts: list[list[int]] = [[]]
+    for _, members in groupby(range(len(table.columns)), lambda place: table.columns[place][0]):
+        places = list(members)
+        if parts[-1] and len(parts[-1]) + len(places) > LATEX_COLUMNS:
+            parts.append([])
+        parts[-1] += places
+    return parts
+
+
+def _tabular(table: Table, shown: Sequence[int]) -> list[str]:
+    """The columns at the ``shown`` places, with the labels of the rows."""
+    width = len(table.row_header)
+    columns = [table.columns[place] for place in shown]
+    spans, rules = [], []
+    for group, members in groupby(enumerate(columns, width + 1), lambda item: item[1][0]):
+        places = [place for place, _ in members]
+        spans.append(rf"\multicolumn{{{len(places)}}}{{c}}{{{_latex(group)}}}")
+        if group:
+            rules.append(rf"\cmidrule(lr){{{places[0]}-{places[-1]}}}")
+    header = [*table.row_header, *(name for _, name in columns)]
+    lines = [
         # A table wider than the text is centred on it, and needs no further package for that.
         r"\makebox[\textwidth][c]{%",
-        rf"\begin{{tabular}}{{{'l' * width}{'r' * len(table.columns)}}}",
+        rf"\begin{{tabular}}{{{'l' * width}{'r' * len(columns)}}}",
         r"\toprule",
     ]
     if rules:
@@ -94,34 +155,29 @@ def to_latex(table: Table) -> str:
         if begins:
             lines.append(r"\midrule")
         best = table.best(row)
-        texts = [_latex(cell_text(cell, table.measure)) for cell in row.cells]
+        texts = {place: _latex(cell_text(row.cells[place], table.measure)) for place in shown}
         lines.append(
             _latex_line(
                 [_latex(label) for label in labels]
-                + [rf"\textbf{{{text}}}" if i in best else text for i, text in enumerate(texts)]
+                + [rf"\textbf{{{text}}}" if i in best else text for i, text in texts.items()]
             )
         )
-    lines += [r"\bottomrule", r"\end{tabular}}", r"\end{table}"]
-    return "\n".join(lines) + "\n"
+    return [*lines, r"\bottomrule", r"\end{tabular}}"]
 
 
 def to_csv(table: Table) -> str:
     """Long form, a line a cell: labels, group, column, mean, std, n, run ids (by spaces).
 
     Numbers are unscaled, an AUROC a fraction, with all their digits. A gap has n = 0 and, as std
-    has with one seed, nothing where a number would be.
+    has with one seed, nothing where a number would be; the paper's numbers have n = 0 too.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*table.row_header, "group", "column", "mean", "std", "n", "run_ids"])
     for row in table.rows:
         for (group, name), cell in zip(table.columns, row.cells, strict=True):
-            if cell is None:
-                numbers = ["", "", "0", ""]
-            else:
-                std = repr(cell.std) if cell.count > 1 else ""
-                numbers = [repr(cell.mean), std, str(cell.count), " ".join(cell.run_ids)]
-            writer.writerow([*row.labels, group, name, *numbers])
+            mean, std, count, run_ids = cell_numbers(cell, table.measure)
+            writer.writerow([*row.labels, group, name, mean, std, count, " ".join(run_ids)])
     return text.getvalue()
 
 
@@ -196,6 +252,8 @@ LATEX = {
     "×": r"$\times$",
     "†": r"$^\dagger$",
     "–": "--",
+    "−": "$-$",
+    "Δ": r"$\Delta$",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 

@@ -7,6 +7,7 @@ The makers take a tidy pandas frame with one number a row and know nothing of wh
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 import pandas as pd
 
@@ -16,7 +17,10 @@ __all__ = [
     "AUROC_PERCENT",
     "BITS_PER_DIMENSION",
     "Cell",
+    "Difference",
+    "Entry",
     "Measure",
+    "Published",
     "Row",
     "Table",
     "bpd_table",
@@ -49,6 +53,8 @@ class Cell:
 
     values: tuple[float, ...]
     run_ids: tuple[str, ...]
+    metrics: tuple[str, ...] = ()
+    """Names of the runs' metrics that the values are, or are averages of."""
 
     @property
     def mean(self) -> float:
@@ -67,11 +73,37 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Published:
+    """A number of the paper, as the paper prints it: strings, so that every digit is kept."""
+
+    mean: str
+    std: str
+    """The standard deviation across seeds, "" where the paper prints none."""
+    source: str
+    """The table of the supplement that it is from."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Ours − paper, of the means."""
+
+    ours: Cell
+    paper: Published
+
+    def value(self, measure: Measure) -> float:
+        """In the unit of ours; the paper's number is in the unit that the measure prints."""
+        return self.ours.mean - float(Decimal(self.paper.mean)) / measure.scale
+
+
+Entry = Cell | Published | Difference
+
+
+@dataclass(frozen=True)
 class Row:
     """Labels, one for each entry of the table's ``row_header``, and a cell or gap a column."""
 
     labels: tuple[str, ...]
-    cells: tuple[Cell | None, ...]
+    cells: tuple[Entry | None, ...]
 
 
 @dataclass(frozen=True)
@@ -86,7 +118,7 @@ class Table:
     measure: Measure
 
     def best(self, row: Row) -> frozenset[int]:
-        """Columns with the row's best mean, for bold print; none if there is no competition.
+        """Columns with the row's best mean of ours, for bold print; none without competition.
 
         >>> cells = tuple(Cell((value,), ("r",)) for value in (0.5, 0.9))
         >>> row = Row(("cifar10",), cells)
@@ -94,7 +126,7 @@ class Table:
         >>> table.best(row)
         frozenset({1})
         """
-        means = {i: cell.mean for i, cell in enumerate(row.cells) if cell is not None}
+        means = {i: cell.mean for i, cell in enumerate(row.cells) if isinstance(cell, Cell)}
         comparable = [mean for mean in means.values() if not math.isnan(mean)]
         if len(comparable) < 2 or self.measure.higher_is_better is None:
             return frozenset()
@@ -117,16 +149,17 @@ KIND_NAMES = {"general": "General", "scratch": "From scratch", "finetuned": "Fin
 
 SPREAD = "In parentheses the standard deviation across seeds, a dash where there is one seed."
 
-SeedValues = dict[int, tuple[float, tuple[str, ...]]]
-"""Seed → its value and the runs behind it; the cells are made of these."""
+SeedValues = dict[int, tuple[float, tuple[str, ...], tuple[str, ...]]]
+"""Seed → its value, the runs and the metrics behind it; the cells are made of these."""
 
 
 def detection_table(frame: pd.DataFrame, model: str = "") -> Table:
     """AUROC in the layout of Table S2: in-distribution × outlier dataset by training and score.
 
     ``frame`` has a number a row: run_id, seed, dataset, setting, outlier_loss, ood, score, auroc
-    (a fraction). Columns appear in the paper's order, where the frame has a number for them; the
-    single scales have no column. Datasets appear in the order of the frame. After each
+    (a fraction), and where known the metric's name. Columns appear in the paper's order, where the
+    frame has a number for them; the single scales have no column. Datasets appear in the order of
+    the frame. After each
     in-distribution dataset comes the mean over its outlier datasets, and after the last the mean
     of these means: both are taken within a seed first, then over seeds (S2), and from those seeds
     only that have a number for each dataset, since others would average something else.
@@ -275,10 +308,11 @@ def _by_place(
 ) -> dict[tuple[str, ...], SeedValues]:
     """The frame's numbers, grouped by place and seed."""
     numbers: dict[tuple[str, ...], SeedValues] = {}
-    for *key, seed, number, run_id in frame[[*place, "seed", value, "run_id"]].itertuples(
-        index=False, name=None
-    ):
-        numbers.setdefault(tuple(key), {})[int(seed)] = (float(number), (str(run_id),))
+    metrics = frame["metric"] if "metric" in frame else [""] * len(frame)
+    lines = frame[[*place, "seed", value, "run_id"]].itertuples(index=False, name=None)
+    for (*key, seed, number, run_id), metric in zip(lines, metrics, strict=True):
+        names = (str(metric),) if metric else ()
+        numbers.setdefault(tuple(key), {})[int(seed)] = (float(number), (str(run_id),), names)
     return numbers
 
 
@@ -289,6 +323,7 @@ def _mean_per_seed(parts: Sequence[SeedValues]) -> SeedValues:
         seed: (
             math.fsum(part[seed][0] for part in parts) / len(parts),
             _unique(run_id for part in parts for run_id in part[seed][1]),
+            _unique(metric for part in parts for metric in part[seed][2]),
         )
         for seed in seeds
     }
@@ -303,8 +338,9 @@ def _cell(by_seed: SeedValues) -> Cell | None:
         return None
     ordered = [by_seed[seed] for seed in sorted(by_seed)]
     return Cell(
-        values=tuple(value for value, _ in ordered),
-        run_ids=_unique(run_id for _, run_ids in ordered for run_id in run_ids),
+        values=tuple(value for value, _, _ in ordered),
+        run_ids=_unique(run_id for _, run_ids, _ in ordered for run_id in run_ids),
+        metrics=_unique(metric for _, _, metrics in ordered for metric in metrics),
     )
 
 

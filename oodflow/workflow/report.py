@@ -1,5 +1,7 @@
 """``oodflow report``: tables and the picture of the effect, from registered runs."""
 
+import contextlib
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -18,6 +20,8 @@ from oodflow.evaluation.tables import read_table
 from oodflow.experiment import MODELS
 from oodflow.options import Reporting, pick
 from oodflow.reports.collect import auroc_frame, bpd_frame, comparison_frame, registered_runs
+from oodflow.reports.provenance import provenance, runs_behind
+from oodflow.reports.published import PAPER, beside
 from oodflow.reports.render import to_csv, to_latex, to_markdown, to_rich
 from oodflow.reports.tables import (
     Table,
@@ -39,14 +43,19 @@ FORMATS = {"md": to_markdown, "tex": to_latex, "csv": to_csv}
 
 def command(given: Mapping[str, Any]) -> None:
     """Write the report of everything that is registered."""
-    write_report(open_store(), Path(pick(Reporting, given).out))
+    chosen = pick(Reporting, given)
+    write_report(open_store(), Path(chosen.out), chosen.published)
 
 
-def write_report(store: Store, out: Path) -> None:
-    """Tables as Markdown, LaTeX and CSV and the effect's figure, in a folder and as a run."""
+def write_report(store: Store, out: Path, published: bool = False) -> None:
+    """Tables as Markdown, LaTeX and CSV and the effect's figure, in a folder and as a run.
+
+    With them goes ``provenance.json``, which says for every cell where it is from. ``published``
+    puts the paper's numbers beside ours.
+    """
     chosen, older = registered_runs(store)
-    tables = _tables(store, chosen)
-    if not tables:
+    tables = _tables(store, chosen, published)
+    if not runs_behind(tables.values()):
         raise UserError("no registered run to report; make some: oodflow main")
     record = runs.start(
         store, "report", {"kind": "report", "registered": "false"}, claimed=claimed_run()
@@ -56,6 +65,8 @@ def write_report(store: Store, out: Path) -> None:
         for folder in ("tables", "figures"):
             if any(file.parent.name == folder for file in files):
                 runs.log_artifacts(store, record, out / folder, folder)
+        origin = (out / "provenance.json").read_text()
+        runs.log_text(store, record, origin, "provenance.json")
         text = (out / "report.md").read_text()
         runs.set_tags(store, record, {}, description=text)
     runs.end(store, record, "FINISHED")
@@ -68,16 +79,24 @@ def write_report(store: Store, out: Path) -> None:
     console.say(f"see it: {store.how_to_see(record)}")
 
 
-def _tables(store: Store, chosen: Sequence[RunInfo]) -> dict[str, Table]:
-    """Every table that the registered runs fill, by its file's name; Glow's come first."""
+def _tables(store: Store, chosen: Sequence[RunInfo], published: bool) -> dict[str, Table]:
+    """Every table that the registered runs fill, by its file's name; Glow's come first.
+
+    Where ``published``, also those that only the paper fills.
+    """
     tables: dict[str, Table] = {}
-    present = {run.tags["model"] for run in chosen}
-    for model in (name for name in MODELS if name in present):
+    for model in MODELS:
         suffix, title = ("", "") if model == "glow" else (f"-{model}", model)
-        if len(frame := auroc_frame(chosen, model)):
-            tables[f"detection{suffix}"] = detection_table(frame, title)
-        if len(frame := bpd_frame(chosen, model)):
-            tables[f"bpd{suffix}"] = bpd_table(frame, title)
+        for name, collect, make in (
+            ("detection", auroc_frame, detection_table),
+            ("bpd", bpd_frame, bpd_table),
+        ):
+            frame = collect(chosen, model)
+            paper = PAPER.get((name, model), ()) if published else ()
+            if paper:
+                tables[name + suffix] = beside(make(frame, title), paper)
+            elif len(frame):
+                tables[name + suffix] = make(frame, title)
     if len(frame := comparison_frame(store)):
         tables["general-distributions"] = comparison_table(frame)
     if len(frame := _correlations(store, chosen)):
@@ -141,6 +160,9 @@ def _write(
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}; choose another out") from error
     files = []
+    facts = {run_id: _facts(store, run_id) for run_id in runs_behind(tables.values())}
+    origin = json.dumps(provenance(tables, facts), indent=1, ensure_ascii=False, allow_nan=False)
+    (out / "provenance.json").write_text(origin + "\n")
     for name, table in tables.items():
         for extension, render in FORMATS.items():
             file = out / "tables" / f"{name}.{extension}"
@@ -152,7 +174,17 @@ def _write(
         parts.append("![The raw likelihood beside the likelihood ratio](figures/effect.png)\n")
         files.append(out / "figures" / "effect.png")
     (out / "report.md").write_text("# oodflow report\n\n" + "\n".join(parts))
-    return [*files, out / "report.md"]
+    return [*files, out / "provenance.json", out / "report.md"]
+
+
+def _facts(store: Store, run_id: str) -> dict[str, str]:
+    """A run's git commit, and the digest of the weights that its scores are of; "" if unknown."""
+    model = ""
+    for path in runs.list_artifacts(store, run_id, "scores")[:1]:
+        # A damaged score table costs the digest, not the report.
+        with contextlib.suppress(UserError), runs.artifact(store, run_id, path) as local:
+            model = read_table(local)[1].get("model", "")
+    return {"git_commit": runs.git_commit(store, run_id), "weights_digest": model}
 
 
 def _draw_effect(store: Store, chosen: Sequence[RunInfo], file: Path) -> bool:
