@@ -65,7 +65,7 @@ class Tuning:
     margin_high: float = option("highest margin, in nats", 100_000.0)
     max_dropped: float = option("share of images that may be dropped", 0.05)
     max_skipped: float = option("share of updates that may be skipped", 0.05)
-    max_bpd: float = option("bits per dimension that may be lost to the general model", 0.5)
+    max_bpd: float = option("bits per dimension that may be lost to the general model", 1.0)
 
 
 @dataclass(frozen=True)
