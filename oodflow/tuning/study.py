@@ -70,9 +70,18 @@ def _storage(address: str) -> BaseStorage:
 
 
 def open_study(
-    address: str, name: str, start: Mapping[str, float], multi_objective: bool, lock: Path
+    address: str,
+    name: str,
+    start: Mapping[str, float],
+    multi_objective: bool,
+    lock: Path,
+    settings: str = "",
 ) -> optuna.Study:
-    """The study of that name, made where it is not there yet with ``start`` as its first trial."""
+    """The study of that name, made where it is not there yet with ``start`` as its first trial.
+
+    ``settings`` stands for all that makes values comparable. Raises UserError for a study of
+    another one, and for a storage that does not answer.
+    """
     maximize, minimize = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
     directions = [maximize, minimize] if multi_objective else [maximize]
     with locked(lock):
@@ -85,6 +94,12 @@ def open_study(
         )
         if len(study.directions) != len(directions):
             raise UserError(f"study {name} has another objective; name another study")
+        if study.user_attrs.setdefault("settings", settings) != settings:
+            raise UserError(
+                f"study {name} was made with other settings, whose values do not compare with "
+                "these; name another study, or leave its name out"
+            )
+        study.set_user_attr("settings", settings)
         if start and not study.get_trials(deepcopy=False):
             study.enqueue_trial(dict(start))
     return study
@@ -172,8 +187,9 @@ def run_trials(
 def _retry_abandoned(study: optuna.Study) -> None:
     """Fail the trials whose worker on this machine is dead, and put them in the queue again."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        host, _, path = trial.user_attrs.get("lock", "").partition(":")
-        if host != socket.gethostname() or not _free(Path(path)):
+        # Who holds the lock of the study sees no trial without one of its own, but of the dead.
+        host, _, path = trial.user_attrs.get("lock", f"{socket.gethostname()}:").partition(":")
+        if host != socket.gethostname() or (path and not _free(Path(path))):
             continue
         study.tell(trial.number, state=TrialState.FAIL)
         requeue(study, trial.params, f"trial {trial.number} was abandoned")

@@ -5,10 +5,11 @@ train on. No test fold is opened. Its weights are not kept; ``finetune`` trains 
 """
 
 import dataclasses
+import hashlib
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import optuna
 import pandas as pd
+import torch
 from optuna.trial import Trial, TrialState
 
 from oodflow import console
@@ -25,7 +27,7 @@ from oodflow.data.images import Images
 from oodflow.errors import UserError
 from oodflow.evaluation.scores import bits_per_dimension_mean
 from oodflow.evaluation.tables import score_images
-from oodflow.experiment import AUTO, parameters
+from oodflow.experiment import AUTO, parameters, spec_hash
 from oodflow.models.likelihood import LikelihoodModel
 from oodflow.options import Tuning, pick, seed_list
 from oodflow.tracking import runs
@@ -100,15 +102,19 @@ def command(given: Mapping[str, Any]) -> None:
         for pair in pairs
         for seed in seed_list(given["seeds"])
     ]
+    settings = _settings(chosen, jobs, space)
     name = chosen.study
     if name == AUTO:
-        name = f"{jobs[0].plan.experiment.model.name}-{slug_of(dataset)}-{chosen.outlier_loss}"
+        model = jobs[0].plan.experiment.model.name
+        name = f"{model}-{slug_of(dataset)}-{chosen.outlier_loss}-{settings[:6]}"
     folder = STATE_FOLDER / f"tune-{name}"
     point = {key: given[key] for key in space}
     if chosen.outlier_loss == "margin":
         point["margin"] = float(lookup(dataset).channels * 32 * 32)
     inside = all(space[key].low <= value <= space[key].high for key, value in point.items())
-    study = open_study(chosen.storage, name, point if inside else {}, with_bpd, folder / "lock")
+    study = open_study(
+        chosen.storage, name, point if inside else {}, with_bpd, folder / "lock", settings
+    )
     parent = _parent(session, study, jobs[0].plan, folder)
     objective = _Objective(session, study, parent, jobs, space, _bounds(chosen), with_bpd)
     with _ended(session, parent), console.progress(f"study {name}", chosen.trials) as advance:
@@ -129,6 +135,18 @@ def command(given: Mapping[str, Any]) -> None:
         _sum_up(session, study, parent, given, space)
     runs.end(session.store, parent, "FINISHED")
     console.say(f"see it: {session.store.how_to_see(parent)}")
+
+
+def _settings(chosen: Tuning, jobs: Sequence[Job], space: Mapping[str, Range]) -> str:
+    """Hash of all that makes a study's values comparable; not of the number of its trials."""
+    said = (
+        [(job.pair, spec_hash(job.plan.experiment)) for job in jobs],
+        sorted(space.items()),
+        chosen.images,
+        "bpd" in chosen.objective,
+        _bounds(chosen),
+    )
+    return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
 
 
 def _space(chosen: Tuning) -> dict[str, Range]:
@@ -259,13 +277,14 @@ class _Objective:
         try:
             runs.log_parameters(store, run_id, parameters(plan.experiment))
             result = self._judged(trial, run_id, values)
-        except optuna.TrialPruned as pruned:
+        except (optuna.TrialPruned, torch.linalg.LinAlgError) as error:
+            pruned = " ".join(str(error).split())
             # An end without a judgement is no feasible one for the sampler either.
             trial.set_constraint("pruned", 1.0)
-            trial.set_user_attr("reason", str(pruned))
-            runs.set_tags(store, run_id, {"reason": str(pruned)})
+            trial.set_user_attr("reason", pruned)
+            runs.set_tags(store, run_id, {"reason": pruned})
             runs.end(store, run_id, "KILLED")
-            raise
+            raise optuna.TrialPruned(pruned) from error
         except KeyboardInterrupt:
             requeue(self.study, values, f"trial {trial.number} was interrupted")
             runs.end(store, run_id, "KILLED")
@@ -385,9 +404,9 @@ def _sum_up(
         runs.set_tags(store, parent, {"registered": "false"})
         return
     values = {name: best.params[name] for name in space}
-    options = [("dataset", given["dataset"]), ("model", given["model"])]
-    options += [("outlier-loss", given["outlier_loss"])]
-    options += [(name.replace("_", "-"), f"{value:.6g}") for name, value in values.items()]
+    names = ("dataset", "model", "depth", "hidden", "preset", "outlier_loss")
+    options = [(name.replace("_", "-"), given[name]) for name in names if given[name] != AUTO]
+    options += [(name.replace("_", "-"), repr(value)) for name, value in values.items()]
     line = "oodflow finetune " + " ".join(f"--{name} {value}" for name, value in options)
     pruned = sum(trial.state == TrialState.PRUNED for trial in ended)
     infeasible = sum(not feasible(trial) for trial in ended) - pruned

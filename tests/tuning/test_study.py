@@ -104,6 +104,15 @@ def test_a_killed_workers_trial_is_done_again_by_another(tmp_path, storage):
     assert len(counted(study)) == 6
 
 
+def test_a_trial_whose_worker_died_before_it_began_is_done_again(tmp_path):
+    study = opened(tmp_path)
+    study.ask()
+    run(study, tmp_path, 3)
+    states = [trial.state for trial in study.get_trials()]
+    assert states.count(TrialState.FAIL) == 1 and states.count(TrialState.COMPLETE) == 3
+    assert TrialState.RUNNING not in states
+
+
 def test_the_best_trial_is_feasible_however_good_another_one_is(tmp_path):
     study = opened(tmp_path)
 

@@ -21,8 +21,11 @@ def tune(workspace, words="", **variables):
     return workspace.oodflow("tune", *SHORT.split(), *words.split(), **variables)
 
 
-def study_of(workspace, name="glow-sketch-shapes-binary"):
-    return optuna.load_study(study_name=name, storage=f"sqlite:///{workspace.folder}/optuna.db")
+def study_of(workspace, prefix="glow-sketch-shapes-binary"):
+    """The one study whose name begins so."""
+    storage = f"sqlite:///{workspace.folder}/optuna.db"
+    [name] = [each for each in optuna.get_all_study_names(storage) if each.startswith(prefix)]
+    return optuna.load_study(study_name=name, storage=storage)
 
 
 @pytest.fixture
@@ -61,7 +64,8 @@ def test_a_study_is_a_run_with_a_nested_run_a_trial(tuned):
     line = next(line for line in outcome.out.splitlines() if line.startswith("oodflow finetune"))
     words = shlex.split(line)
     given = float(words[words.index("--temperature") + 1])
-    assert given == pytest.approx(best.params["temperature"], rel=1e-5)
+    assert given == best.params["temperature"]
+    assert words[words.index("--hidden") + 1] == "8"
 
 
 def test_the_same_seed_gives_the_same_study(tuned):
@@ -85,10 +89,29 @@ def test_finetuning_takes_the_tuned_values_and_says_from_where(tuned, tiny):
     assert float(run.params["loss.outlier_weight"]) == best.params["outlier_weight"]
     traced = {name: run.tags[f"tuned_{name}"] for name in ("study", "trial", "run")}
     assert traced == {
-        "study": "glow-sketch-shapes-binary",
+        "study": parent.tags["study"],
         "trial": str(best.number),
         "run": parent.run_id,
     }
+
+
+def test_other_settings_are_another_study(tuned):
+    workspace, _ = tuned
+    name = study_of(workspace).study_name
+    outcome = tune(workspace, "--trials 1 --outlier-weight-high 1e9")
+    assert outcome.code == 0, outcome.err
+    names = optuna.get_all_study_names(f"sqlite:///{workspace.folder}/optuna.db")
+    assert len(names) == 2 and name in names
+    outcome = tune(workspace, f"--trials 5 --outlier-weight-high 1e9 --study {name}")
+    assert outcome.code == 2 and "was made with other settings" in outcome.err
+    assert (
+        len(
+            optuna.load_study(
+                study_name=name, storage=f"sqlite:///{workspace.folder}/optuna.db"
+            ).trials
+        )
+        == 4
+    )
 
 
 def test_without_a_study_the_command_that_makes_one_is_named(trained, tiny):
@@ -165,7 +188,7 @@ def test_an_interrupted_study_goes_on_with_the_same_run(trained):
     assert process.returncode == 130, err
     [parent] = runs.find(trained.store(), {"kind": "tune"})
     assert parent.status == "KILLED"
-    assert tune(trained, "--trials 3").code == 0
+    assert trained.oodflow(*words[:-6], "--trials", "3", *words[-4:]).code == 0
     [again] = runs.find(trained.store(), {"kind": "tune"})
     assert again.run_id == parent.run_id and again.status == "FINISHED"
     trials = study_of(trained).trials
