@@ -198,7 +198,8 @@ def test_an_interrupted_study_goes_on_with_the_same_run(trained):
 
 def test_two_processes_share_a_study_and_one_of_them_may_die(trained):
     words = ["tune", *SHORT.split(), "--trials", "6", "--steps", "60", "--report-every", "20"]
-    workers = [trained.process(*words) for _ in range(2)]
+    # One thread each: two processes of two threads on two cores wait for each other.
+    workers = [trained.process(*words, OMP_NUM_THREADS="1") for _ in range(2)]
     until = time.monotonic() + 90
     while time.monotonic() < until:
         if len(runs.find(trained.store(), {"kind": "trial"})) >= 2:
