@@ -8,7 +8,7 @@ from typing import Any
 from oodflow.errors import UserError, unknown_name
 from oodflow.experiment import AUTO, COMPRESSORS, Data, Experiment, Loss, Model, Optimisation
 
-__all__ = ["PAPER_STEPS", "architecture", "build_experiment", "loss_of"]
+__all__ = ["OUTLIER_WEIGHTS", "PAPER_STEPS", "architecture", "build_experiment", "loss_of"]
 
 PAPER_STEPS = 250 * (50_000 // 64)
 """Updates of a run on CIFAR10; the general set gets as many (S4.1)."""

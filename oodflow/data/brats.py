@@ -34,7 +34,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from oodflow.data.source import SPLIT_SEED, Fold, Piece, Raw, Request
+from oodflow.data.archives import is_image
+from oodflow.data.source import SPLIT_SEED, Fold, Piece, Raw, Request, lowest_hashes
 from oodflow.errors import UserError
 
 __all__ = ["read"]
@@ -126,13 +127,10 @@ def _volumes(folder: Path, modality: str) -> list[_Source]:
 
 
 def _images(folder: Path, modality: str) -> list[_Source]:
-    from PIL import Image
-
-    known = set(Image.registered_extensions())
     return [
         _Source(folder / each, each, "/".join(part for part in each.parts if part != modality))
         for each in _files(folder)
-        if modality in each.parts[:-1] and each.suffix.lower() in known
+        if modality in each.parts[:-1] and is_image(each.name)
     ]
 
 
@@ -141,11 +139,7 @@ def _test_fold(sources: Sequence[_Source]) -> set[_Source]:
     named = {source: _named_fold(source.relative) for source in sources}
     decide = {"train", "test"} <= set(named.values())
     rest = [source for source in sources if not (decide and named[source])]
-    patients = sorted(
-        {source.patient for source in rest},
-        key=lambda patient: hashlib.sha256(patient.encode("utf-8", "surrogateescape")).digest(),
-    )
-    held_out = set(patients[: max(round(0.2 * len(patients)), 1)])
+    held_out = lowest_hashes((source.patient for source in rest), 0.2)
     ranked = {source for source in rest if source.patient in held_out}
     return ranked | {source for source in sources if decide and named[source] == "test"}
 

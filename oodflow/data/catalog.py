@@ -58,10 +58,6 @@ class Dataset:
         word = re.sub(r"[^A-Za-z0-9_.-]+", "-", path.name) or "folder"
         return f"{word}-{hashlib.sha256(self.name.encode()).hexdigest()[:6]}"
 
-    @property
-    def folds(self) -> tuple[str, ...]:
-        return FOLDS if self.train_size else ("test",)
-
 
 RGB_GENERALS = ("tiny", "tiny300k", "imagenet32", "sketch-general")
 GREY_GENERALS = tuple(f"{name}-grey" for name in RGB_GENERALS)
@@ -115,37 +111,23 @@ def _published(
     )
 
 
-def _outlier(name: str, classes: int, sizes: tuple[int, int], obtain: str) -> Dataset:
+def _elsewhere(
+    name: str, role: str, classes: int, sizes: tuple[int, int], obtain: str, source: str = ""
+) -> Dataset:
+    """An RGB set that its makers, not this program, give away."""
     return Dataset(
         name=name,
-        role="outlier",
+        role=role,
         channels=3,
         classes=classes,
         train_size=sizes[0],
         test_size=sizes[1],
         flip=True,
-        generals=RGB_GENERALS,
+        generals=() if role == "general" else RGB_GENERALS,
         ood=(),
         where=name,
-        obtain=f"{obtain}, and put it there or run `oodflow datasets prepare {name} --from PATH`.",
-        source=name,
-    )
-
-
-def _general(name: str, sizes: tuple[int, int], source: str, obtain: str) -> Dataset:
-    return Dataset(
-        name=name,
-        role="general",
-        channels=3,
-        classes=1000 if name == "imagenet32" else 0,
-        train_size=sizes[0],
-        test_size=sizes[1],
-        flip=True,
-        generals=(),
-        ood=(),
-        where=name,
-        obtain=f"{obtain}, and put it there or run `oodflow datasets prepare {name} --from PATH`.",
-        source=source,
+        obtain=f"{obtain}, put it there or run `oodflow datasets prepare {name} --from PATH`.",
+        source=source or name,
     )
 
 
@@ -226,29 +208,45 @@ _ENTRIES = (
     ),
     _published("mnist", 1, 10, (60_000, 10_000), False, ("fashion-mnist",), "MNIST/raw"),
     _published("fashion-mnist", 1, 10, (60_000, 10_000), False, ("mnist",), "FashionMNIST/raw"),
-    _outlier("lsun", 10, (0, 3_000), "Get the ten `_val` LMDB folders from the makers of LSUN"),
-    _outlier("celeba", 0, (0, 60_000), "Get img_align_celeba from the makers of CelebA"),
-    _outlier(
-        "tinyimagenet", 200, (100_000, 10_000), "Get tiny-imagenet-200.zip from Stanford's CS231n"
+    _elsewhere(
+        "lsun",
+        "outlier",
+        10,
+        (0, 3_000),
+        "Get the ten `_val` LMDB folders from the makers of LSUN",
+    ),
+    _elsewhere(
+        "celeba", "outlier", 0, (0, 60_000), "Get img_align_celeba from the makers of CelebA"
+    ),
+    _elsewhere(
+        "tinyimagenet",
+        "outlier",
+        200,
+        (100_000, 10_000),
+        "Get tiny-imagenet-200.zip from Stanford's CS231n",
     ),
     *(_brats(name) for name in MODALITIES),
-    _general(
+    _elsewhere(
         "tiny",
+        "general",
+        0,
         (800_000, 200_000),
-        "tiny",
         "80 Million Tiny Images was withdrawn by its makers in 2020; use tiny300k, imagenet32 or "
-        "folder:PATH?role=general in its place. If you have tiny_images.bin, keep it safe",
+        "folder:PATH?role=general in its place. If you have tiny_images.bin",
     ),
-    _general(
+    _elsewhere(
         "tiny300k",
+        "general",
+        0,
         (240_000, 60_000),
-        "arrays",
         "Get 300K_random_images.npy, the cleaned subset of 300 000 Tiny Images",
+        source="arrays",
     ),
-    _general(
+    _elsewhere(
         "imagenet32",
+        "general",
+        1000,
         (1_281_167, 50_000),
-        "imagenet32",
         "Get the pickled batches of downsampled ImageNet 32×32 from image-net.org",
     ),
 )

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from oodflow.data.archives import Shelf, is_image, walk
 from oodflow.data.decode import pieces
-from oodflow.data.source import Fold, Raw, Request
+from oodflow.data.source import Fold, Raw, Request, lowest_hashes
 from oodflow.errors import UserError
 
 __all__ = ["listing", "read", "stamp"]
@@ -117,8 +117,7 @@ def _split(names: tuple[str, ...], share: float) -> dict[str, tuple[str, ...]]:
     >>> _split(("a",), 0.2)
     {'test': ('a',)}
     """
-    ranked = sorted(names, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
-    held_out = set(ranked[: max(round(share * len(names)), 1)])
+    held_out = lowest_hashes(names, share)
     train = tuple(name for name in names if name not in held_out)
     test = tuple(name for name in names if name in held_out)
     return {"train": train, "test": test} if train else {"test": test}

@@ -15,7 +15,7 @@ from oodflow.data.prepared import Prepared, find, keep
 from oodflow.data.source import Request, refuse_broken
 from oodflow.errors import UserError
 
-__all__ = ["Images", "describe", "download", "load", "prepare", "present", "raw_path"]
+__all__ = ["Images", "describe", "download", "images_of", "load", "prepare", "present", "raw_path"]
 
 SOURCES: Mapping[str, str] = {
     "sketch": "oodflow.data.sketch",
@@ -87,12 +87,22 @@ def load(
     Raises UserError for an unknown dataset or fold, a negative limit, and files that are absent
     or damaged.
     """
-    facts = lookup(name)
+    lookup(name)
+    _check(name, fold, limit)
+    return images_of(describe(name, data_dir, on_progress), fold, limit)
+
+
+def _check(name: str, fold: str, limit: int) -> None:
     if fold not in FOLDS:
         raise UserError(f"unknown fold {fold!r} of {name}; available: {', '.join(FOLDS)}")
     if limit < 0:
         raise UserError(f"limit is {limit}; it must be 0 (all images) or a number of images")
-    ready = describe(name, data_dir, on_progress)
+
+
+def images_of(ready: Prepared, fold: str, limit: int = 0) -> Images:
+    """The images of one fold of a prepared dataset, as :func:`load` gives them."""
+    name = ready.facts.name
+    _check(name, fold, limit)
     if fold not in ready.folds:
         raise UserError(f"{name} has no {fold} fold: it serves as outliers only")
     known = ready.folds[fold]
@@ -103,7 +113,7 @@ def load(
         digest = sha256(f"{digest}/{limit}".encode()).hexdigest()[:16]
         pixels, labels = pixels[:limit], None if labels is None else labels[:limit]
     return Images(
-        facts.name,
+        name,
         fold,
         torch.from_numpy(pixels),
         None if labels is None else torch.from_numpy(labels),

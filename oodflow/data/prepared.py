@@ -10,6 +10,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -227,7 +228,7 @@ def _write_fold(
             raise UserError(f"{facts.name} {name} holds {count} images but {len(joined)} labels")
         np.save(files[1], joined, allow_pickle=False)
     digest = digest_of(
-        (count, *shape), _content(files[0], count * 3072 * shape[0] // 3),
+        (count, *shape), _content(files[0], count * math.prod(shape)),
         _content(files[1], count * 8) if labels else None,
     )  # fmt: skip
     return FoldFacts(count, digest, bool(labels))

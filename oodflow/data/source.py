@@ -5,7 +5,8 @@ cheaply (files there, sizes right, at least one image) and reads lazily, so that
 whatever the size of the dataset. :mod:`oodflow.data.prepared` writes what it yields.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,16 @@ from numpy.typing import NDArray
 from oodflow.data.catalog import Dataset
 from oodflow.errors import UserError
 
-__all__ = ["Fold", "Piece", "Raw", "Request", "in_test_fold", "refuse_broken", "to_grey"]
+__all__ = [
+    "Fold",
+    "Piece",
+    "Raw",
+    "Request",
+    "in_test_fold",
+    "lowest_hashes",
+    "refuse_broken",
+    "to_grey",
+]
 
 SPLIT_SEED = 20191203
 """Seed of the splits that the makers of a dataset did not make (the authors' seed for Tiny)."""
@@ -83,6 +93,21 @@ def in_test_fold(count: int, share: float = 0.2, run: int = 64) -> NDArray[np.bo
     held_out = np.zeros(runs, bool)
     held_out[order[: max(round(share * runs), int(runs > 1))]] = True
     return np.repeat(held_out, run)[:count]
+
+
+def lowest_hashes(names: Iterable[str], share: float) -> set[str]:
+    """A share of the names, at least one: those with the lowest SHA-256.
+
+    The same names give the same ones, whatever their order and wherever they are.
+
+    >>> sorted(lowest_hashes("abcdefghij", 0.2))
+    ['d', 'j']
+    """
+    ranked = sorted(
+        set(names),
+        key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest(),
+    )
+    return set(ranked[: max(round(share * len(ranked)), 1)])
 
 
 def to_grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

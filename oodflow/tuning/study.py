@@ -36,6 +36,8 @@ __all__ = [
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+
 
 @dataclass(frozen=True)
 class Range:
@@ -139,7 +141,7 @@ def _sampler(seed: int, number: int) -> optuna.samplers.TPESampler:
 
 def counted(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that came to an end: complete or pruned, not those that failed."""
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    return study.get_trials(deepcopy=False, states=ENDED)
 
 
 def run_trials(
@@ -159,7 +161,7 @@ def run_trials(
             _retry_abandoned(study)
             # One look at all of them: a trial that ends between two looks would be in neither.
             states = [trial.state for trial in study.get_trials(deepcopy=False)]
-            done = states.count(TrialState.COMPLETE) + states.count(TrialState.PRUNED)
+            done = sum(state in ENDED for state in states)
             if done >= wanted:
                 return
             trial = None

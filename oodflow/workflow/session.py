@@ -10,7 +10,7 @@ import torch
 
 from oodflow import console
 from oodflow.data.catalog import data_folder, lookup
-from oodflow.data.images import Images, describe, load, present
+from oodflow.data.images import Images, describe, images_of, present
 from oodflow.data.prepared import Prepared
 from oodflow.errors import UserError
 from oodflow.experiment import Experiment
@@ -59,8 +59,7 @@ class Session:
         """A fold of a dataset, loaded once."""
         key = (name, fold, limit)
         if key not in self._images:
-            self.described(name)
-            self._images[key] = load(name, fold, self.data_dir, limit)
+            self._images[key] = images_of(self.described(name), fold, limit)
         return self._images[key]
 
     def described(self, name: str) -> Prepared:

@@ -41,6 +41,7 @@ __all__ = [
     "STATE_FOLDER",
     "Plan",
     "batches_of",
+    "ended_on_error",
     "keep_weights",
     "model_name",
     "new_trainer",

@@ -9,8 +9,7 @@ import hashlib
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from oodflow.evaluation.tables import score_images
 from oodflow.experiment import AUTO, parameters, spec_hash
 from oodflow.models.likelihood import LikelihoodModel
 from oodflow.options import Tuning, pick, seed_list
+from oodflow.presets import OUTLIER_WEIGHTS
 from oodflow.tracking import runs
 from oodflow.tuning.figures import save_figures
 from oodflow.tuning.objective import (
@@ -57,6 +57,7 @@ from oodflow.workflow.training_run import (
     STATE_FOLDER,
     Plan,
     batches_of,
+    ended_on_error,
     new_trainer,
     report_metrics,
     run_tags,
@@ -97,12 +98,9 @@ def command(given: Mapping[str, Any]) -> None:
     pairs, with_bpd = parse_objective(chosen.objective, dataset)
     space = _space(chosen)
     given = {**given, "dataset": dataset, **_paper_point(chosen.outlier_loss)}
-    jobs = [
-        _job(session, given, chosen, pair, seed)
-        for pair in pairs
-        for seed in seed_list(given["seeds"])
-    ]
-    settings = _settings(chosen, jobs, space)
+    seeds = seed_list(given["seeds"])
+    jobs = [_job(session, given, chosen, pair, seed) for pair in pairs for seed in seeds]
+    settings = _settings(chosen, jobs, space, with_bpd)
     name = chosen.study
     if name == AUTO:
         model = jobs[0].plan.experiment.model.name
@@ -117,7 +115,10 @@ def command(given: Mapping[str, Any]) -> None:
     )
     parent = _parent(session, study, jobs[0].plan, folder)
     objective = _Objective(session, study, parent, jobs, space, _bounds(chosen), with_bpd)
-    with _ended(session, parent), console.progress(f"study {name}", chosen.trials) as advance:
+    with (
+        ended_on_error(session.store, parent),
+        console.progress(f"study {name}", chosen.trials) as advance,
+    ):
 
         def show() -> None:
             advance(len(counted(study)), lambda: _best_so_far(study))
@@ -130,20 +131,21 @@ def command(given: Mapping[str, Any]) -> None:
             show()
             return objective(each)
 
-        first = seed_list(given["seeds"])[0]
-        run_trials(study, first, chosen.trials, folder, trial, on_wait)
+        run_trials(study, seeds[0], chosen.trials, folder, trial, on_wait)
         _sum_up(session, study, parent, given, space)
     runs.end(session.store, parent, "FINISHED")
     console.say(f"see it: {session.store.how_to_see(parent)}")
 
 
-def _settings(chosen: Tuning, jobs: Sequence[Job], space: Mapping[str, Range]) -> str:
+def _settings(
+    chosen: Tuning, jobs: Sequence[Job], space: Mapping[str, Range], with_bpd: bool
+) -> str:
     """Hash of all that makes a study's values comparable; not of the number of its trials."""
     said = (
         [(job.pair, spec_hash(job.plan.experiment)) for job in jobs],
         sorted(space.items()),
         chosen.images,
-        "bpd" in chosen.objective,
+        with_bpd,
         _bounds(chosen),
     )
     return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
@@ -168,8 +170,7 @@ def _space(chosen: Tuning) -> dict[str, Range]:
 
 def _paper_point(loss: str) -> dict[str, float]:
     """The first trial: S4.4, and the plain margin loss of S7.5."""
-    weight = 6000.0 if loss == "binary" else 1.0
-    return {"temperature": 1000.0, "outlier_weight": weight, "margin": 0.0}
+    return {"temperature": 1000.0, "outlier_weight": OUTLIER_WEIGHTS[loss], "margin": 0.0}
 
 
 def _bounds(chosen: Tuning) -> StabilityBounds:
@@ -234,19 +235,6 @@ def _parent(session: Session, study: optuna.Study, plan: Plan, folder: Path) -> 
         )
         study.set_user_attr("mlflow_run", parent)
         return parent
-
-
-@contextmanager
-def _ended(session: Session, parent: str) -> Iterator[None]:
-    """An interruption ends the study's run as KILLED; the same command goes on with it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        runs.end(session.store, parent, "KILLED")
-        raise
-    except BaseException:
-        runs.end(session.store, parent, "FAILED")
-        raise
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from oodflow.data.images import load
 from oodflow.tracking import runs
 
 SHORT = "--depth 1 --hidden 8 --limit 64 --batch-size 16 --steps 4 --report-every 2 --images 16"
@@ -124,11 +123,9 @@ def test_without_a_study_the_command_that_makes_one_is_named(trained, tiny):
 
 def test_no_test_fold_is_opened(trained, monkeypatch):
     from oodflow.data.prepared import Prepared
-    from oodflow.workflow import session
 
     asked = []
     real = Prepared.arrays
-    monkeypatch.setattr(session, "load", lambda *a: asked.append(a[1]) or load(*a))
     monkeypatch.setattr(
         Prepared, "arrays", lambda self, fold: asked.append(fold) or real(self, fold)
     )
