@@ -166,7 +166,10 @@ def run_trials(
                 return
             trial = None
             if done + states.count(TrialState.RUNNING) < wanted:
-                study.sampler = _sampler(seed, len(states))
+                # The next one is the first that waits, if any does: its number is its own.
+                waits = TrialState.WAITING in states
+                number = states.index(TrialState.WAITING) if waits else len(states)
+                study.sampler = _sampler(seed, number)
                 trial = study.ask()
                 held = os.open(folder / f"trial-{trial.number}", os.O_CREAT | os.O_RDWR)
                 fcntl.flock(held, fcntl.LOCK_EX)
@@ -194,7 +197,9 @@ def _retry_abandoned(study: optuna.Study) -> None:
         if host != socket.gethostname() or (path and not _free(Path(path))):
             continue
         study.tell(trial.number, state=TrialState.FAIL)
-        requeue(study, trial.params, f"trial {trial.number} was abandoned")
+        # Before its worker has drawn a point, a trial may have had one given.
+        point = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        requeue(study, point, f"trial {trial.number} was abandoned")
 
 
 def _free(file: Path) -> bool:

@@ -111,6 +111,17 @@ def test_a_trial_whose_worker_died_before_it_began_is_done_again(tmp_path):
     states = [trial.state for trial in study.get_trials()]
     assert states.count(TrialState.FAIL) == 1 and states.count(TrialState.COMPLETE) == 3
     assert TrialState.RUNNING not in states
+    assert START in [trial.params for trial in counted(study)]
+
+
+@pytest.mark.parametrize("at", [1, 4, 11])
+def test_a_trial_abandoned_without_a_point_repeats_no_other_one(tmp_path, at):
+    study = opened(tmp_path)
+    run(study, tmp_path, at)
+    study.ask()
+    run(study, tmp_path, at + 4)
+    points = [tuple(trial.params.values()) for trial in counted(study)]
+    assert len(points) == len(set(points)) == at + 4
 
 
 def test_the_best_trial_is_feasible_however_good_another_one_is(tmp_path):
