@@ -134,13 +134,15 @@ def test_a_users_folder_is_finetuned_on_and_evaluated_against_another(trained):
     assert (f"{slug}-test", "evaluation") in known and (f"{against}-test", "evaluation") in known
 
 
-def test_other_images_in_the_folder_are_another_experiment(trained, tiny):
-    own = photos(trained.folder / "own", 80)
-    words = ["finetune", "--dataset", f"folder:{own}", *tiny, "--resume", "true"]
+@pytest.mark.parametrize("changed", ["own", "outliers"])
+def test_other_images_in_a_folder_are_another_experiment(trained, tiny, changed):
+    folders = {name: photos(trained.folder / name, 80) for name in ("own", "outliers")}
+    words = ["finetune", "--dataset", f"folder:{folders['own']}", *tiny, "--resume", "true"]
+    words += ["--outlier-loss", "binary", "--outlier-dataset", f"folder:{folders['outliers']}"]
     specs = []
     for change in (False, False, True):
         if change:
-            Image.new("RGB", (32, 32), "white").save(own / "cats" / "new.png")
+            Image.new("RGB", (32, 32), "white").save(folders[changed] / "cats" / "new.png")
         outcome = trained.oodflow(*words)
         assert outcome.code == 0, outcome.err
         specs.append(runs.find(trained.store(), {"kind": "finetune"})[0].tags["spec"])
