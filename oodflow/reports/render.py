@@ -18,7 +18,15 @@ from oodflow.reports.tables import Difference, Entry, Measure, Published, Row, T
 if TYPE_CHECKING:
     import rich.table
 
-__all__ = ["cell_numbers", "cell_text", "to_csv", "to_latex", "to_markdown", "to_rich"]
+__all__ = [
+    "cell_numbers",
+    "cell_text",
+    "markdown_text",
+    "to_csv",
+    "to_latex",
+    "to_markdown",
+    "to_rich",
+]
 
 DASH = "–"
 LATEX_COLUMNS = 12
@@ -89,18 +97,18 @@ def to_markdown(table: Table) -> str:
     """A heading, a pipe table and the caption; the two header levels become ``group: name``."""
     names = [f"{group}: {name}" if group else name for group, name in table.columns]
     lines = [
-        [_markdown(text) for text in (*table.row_header, *names)],
+        [markdown_text(text) for text in (*table.row_header, *names)],
         ["---"] * len(table.row_header) + ["---:"] * len(names),
     ]
     for row, labels, _ in _rows(table):
         best = table.best(row)
         texts = [cell_text(cell, table.measure) for cell in row.cells]
         lines.append(
-            [_markdown(label) for label in labels]
+            [markdown_text(label) for label in labels]
             + [f"**{text}**" if i in best else text for i, text in enumerate(texts)]
         )
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"### {_markdown(table.title)}\n\n{body}\n\n{_markdown(table.caption)}\n"
+    return f"### {markdown_text(table.title)}\n\n{body}\n\n{markdown_text(table.caption)}\n"
 
 
 def to_latex(table: Table) -> str:
@@ -233,10 +241,10 @@ def _rows(table: Table) -> Iterator[tuple[Row, tuple[str, ...], bool]]:
         previous = row
 
 
-def _markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
     r"""Text with Markdown's special characters escaped, on one line.
 
-    >>> print(_markdown("a|b_c\nd"))
+    >>> print(markdown_text("a|b_c\nd"))
     a\|b\_c d
     """
     return re.sub(r"[\\`*_|<&~]", r"\\\g<0>", " ".join(text.split()))
