@@ -23,6 +23,7 @@ COMMANDS = {
     "finetune": "oodflow.workflow.finetune",
     "evaluate": "oodflow.workflow.evaluate",
     "tune": "oodflow.workflow.tune",
+    "analyse": "oodflow.workflow.analyse",
     "report": "oodflow.workflow.report",
 }
 """The module behind each entry point; its ``command`` takes the options as a mapping."""

@@ -8,6 +8,7 @@ from oodflow.errors import UserError
 from oodflow.experiment import AUTO, Data, Loss, Model, Optimisation, Option, option, options_of
 
 __all__ = [
+    "Analysis",
     "ENTRY_POINTS",
     "EntryPoint",
     "Evaluation",
@@ -94,11 +95,27 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Analysis:
+    """Which models are analysed, and how."""
+
+    what: str = option("all, or of fourier, correlation, extremes, folds some with commas", "all")
+    run: str = option("run id or models:/ URI; auto: the finetuned models that a report counts")
+    images: str = option("datasets of the Fourier mix; auto: the own one and two outlier datasets")
+    top: int = option("highest-scoring general images that are kept", 12)
+    subset: int = option("general images that are scored; at most the training fold has", 120_000)
+    limit: int = option("use only the first N test images; 0: all", 0)
+    device: str = option("cpu, cuda, cuda:1, …; auto: the first GPU, else the CPU")
+    data_dir: str = option("folder of the datasets; auto: OODFLOW_DATA, else the user's cache")
+
+
+@dataclass(frozen=True)
 class Reporting:
     """Where the report goes."""
 
     out: str = option("folder for the report's files", "report")
-    published: bool = option("beside ours the paper's numbers, Tables S1 to S4", False)
+    published: bool = option("beside ours the paper's numbers, Tables S1 to S4 and S5.2", False)
+    bootstrap: int = option("resamples of a 95 % interval for each AUROC; 0: no intervals", 0)
+    missing: bool = option("only print the commands that would fill the tables' gaps", False)
 
 
 @dataclass(frozen=True)
@@ -148,6 +165,15 @@ ENTRY_POINTS: Mapping[str, EntryPoint] = {
             "oodflow tune --trials 50 --dataset cifar10 --preset paper --steps 2000",
             "oodflow tune --outlier-loss margin --objective auroc,bpd",
             "oodflow finetune --outlier-loss binary --temperature tuned --outlier-weight tuned",
+        ),
+    ),
+    "analyse": EntryPoint(
+        "Analyse registered models: Fourier mixes, correlations, extreme images, inlier folds.",
+        (Analysis,),
+        (
+            "oodflow analyse",
+            "oodflow analyse --what extremes --run RUN_ID --top 20",
+            "oodflow analyse --what fourier --images cifar10,svhn",
         ),
     ),
     "report": EntryPoint(

@@ -44,6 +44,8 @@ class Dataset:
     """One sentence: how to get it."""
     source: str
     """What reads its files, by the name in :mod:`oodflow.data.prepared`."""
+    family: str = "natural"
+    """Datasets that are reported together: natural, grey, mri, sketch or folder."""
     translate: int = 3
     """Training images are shifted by up to so many pixels in x and in y (S4.1)."""
     options: Mapping[str, str] = field(default_factory=dict)
@@ -83,6 +85,7 @@ def _sketch(
         where="",
         obtain="It is generated when it is first used; nothing is downloaded.",
         source="sketch",
+        family="sketch",
     )
 
 
@@ -108,6 +111,7 @@ def _published(
         where=where,
         obtain=f"Run `oodflow datasets prepare {name} --download`, or copy its files there.",
         source="torchvision",
+        family="natural" if channels == 3 else "grey",
     )
 
 
@@ -151,6 +155,7 @@ def _brats(name: str) -> Dataset:
             f"`oodflow datasets prepare {name} --from PATH`."
         ),
         source="brats",
+        family="mri",
     )
 
 
@@ -336,6 +341,7 @@ def _folder(text: str) -> Dataset:
         where=str(place),
         obtain="Give the path of a folder with images.",
         source="folder",
+        family="folder",
         options=MappingProxyType(options),
     )
 

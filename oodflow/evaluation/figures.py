@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -19,7 +20,17 @@ from sklearn.metrics import roc_curve
 from oodflow.errors import UserError
 from oodflow.evaluation.metrics import TRUE_POSITIVE_RATE, auroc
 
-__all__ = ["effect_figure", "histogram_figure", "roc_figure", "save_figure"]
+__all__ = [
+    "COLOURS",
+    "LINES",
+    "effect_figure",
+    "histogram_figure",
+    "new_figure",
+    "percent",
+    "roc_figure",
+    "save_figure",
+    "shown_range",
+]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Blue is the in-distribution; vermilion, green, purple, orange and sky blue are outliers."""
@@ -57,7 +68,7 @@ def histogram_figure(
     Values are 1-D and finite. What lies outside the shown range, such as likelihoods replaced by
     −3 000 000, is not drawn; the legend says which share of a set that is, from 1 % on.
     """
-    figure = _new_figure(5.4, 3.6)
+    figure = new_figure(5.4, 3.6)
     axes = figure.subplots()
     _draw_densities(axes, in_name, in_values, outs)
     axes.set_title(title, loc="left", fontsize=11)
@@ -71,7 +82,7 @@ def roc_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str) 
 
     In-distribution is the positive class. The thin horizontal line is where FPR95 is read off.
     """
-    figure = _new_figure(4.4, 4.4)
+    figure = new_figure(4.4, 4.4)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.75", linewidth=0.8)
     axes.axhline(TRUE_POSITIVE_RATE, color="0.75", linewidth=0.8)
@@ -79,7 +90,7 @@ def roc_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str) 
     for i, (name, (inliers, outliers)) in enumerate(curves.items(), start=1):
         truth = np.repeat([1, 0], [len(inliers), len(outliers)])
         false_positives, true_positives, _ = roc_curve(truth, np.concatenate([inliers, outliers]))
-        label = f"{name}: AUROC {_percent(auroc(inliers, outliers))}"
+        label = f"{name}: AUROC {percent(auroc(inliers, outliers))}"
         colour, line = _style(i)
         axes.plot(
             false_positives,
@@ -113,7 +124,7 @@ def effect_figure(
     the two models' BPD, so that in both the in-distribution should lie on the right.
     """
     nats_per_bit_and_dimension = math.prod(image_shape) * math.log(2)
-    figure = _new_figure(9.0, 3.7)
+    figure = new_figure(9.0, 3.7)
     panels = figure.subplots(1, 2)
     for axes, score, title, xlabel in (
         (panels[0], "raw", "Raw likelihood", "log₂ p(x) per dimension"),
@@ -134,19 +145,26 @@ def effect_figure(
 def save_figure(figure: Figure, path: Path | str) -> None:
     """Write a figure as PNG (200 dots an inch) or PDF, by the extension; the folder is made.
 
-    No date or version goes in: figures of the same values give the same file. Raises UserError
-    for other extensions.
+    No date or version goes in: figures of the same values give the same file. A PDF embeds its
+    fonts as TrueType (type 42), which publishers ask for. Raises UserError for other extensions.
     """
     path = Path(path)
     # Key by key, None takes out of the file what matplotlib would write by itself.
-    metadata = {".png": {"Software": None}, ".pdf": {"CreationDate": None}}
+    metadata = {
+        ".png": {"Software": None},
+        ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    }
     if path.suffix not in metadata:
         raise UserError(f"cannot save a figure as {path.name!r}; end the name in .png or .pdf")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=200, metadata=metadata[path.suffix])
+    # Each drawing would move the layout on from where the last one left it: it is done once.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(path, dpi=200, metadata=metadata[path.suffix])
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """An empty white figure, in inches, with the canvas that draws it."""
     layout = ConstrainedLayoutEngine(wspace=0.06)
     figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
@@ -158,20 +176,25 @@ def _style(i: int) -> tuple[str, str | tuple[int, tuple[float, ...]]]:
     return COLOURS[i % len(COLOURS)], LINES[i % len(LINES)]
 
 
-def _percent(fraction: float) -> str:
+def percent(fraction: float) -> str:
+    """A fraction as text, in per cent with one decimal.
+
+    >>> percent(0.985)
+    '98.5 %'
+    """
     return f"{100 * fraction:.1f} %"
 
 
 def _draw_densities(
     axes: Axes, in_name: str, in_values: np.ndarray, outs: Mapping[str, np.ndarray]
 ) -> None:
-    low, high = _shown_range(in_values, list(outs.values()))
+    low, high = shown_range(in_values, list(outs.values()))
     grid = np.linspace(low, high, POINTS)
     for i, (name, values) in enumerate([(in_name, in_values), *outs.items()]):
-        note = "in-distribution" if i == 0 else f"AUROC {_percent(auroc(in_values, values))}"
+        note = "in-distribution" if i == 0 else f"AUROC {percent(auroc(in_values, values))}"
         outside = np.mean((values < low) | (values > high))
         if outside >= 0.01:
-            note += f", {_percent(float(outside))} not shown"
+            note += f", {percent(float(outside))} not shown"
         colour, line = _style(i)
         density = _density(values, grid)
         axes.fill_between(grid, density, color=colour, alpha=0.15, linewidth=0)
@@ -190,7 +213,7 @@ def _draw_densities(
     axes.legend(loc="upper left", fontsize=8.5, frameon=False, borderaxespad=0.1)
 
 
-def _shown_range(in_values: np.ndarray, outs: list[np.ndarray]) -> tuple[float, float]:
+def shown_range(in_values: np.ndarray, outs: list[np.ndarray]) -> tuple[float, float]:
     """Limits that hold the cores of all sets, as far as these are within reach of the inliers.
 
     A core that reaches −3 000 000 would squeeze everything else into one line: the limits stay

@@ -21,9 +21,9 @@ def provenance(
 ) -> dict[str, Any]:
     """``cells``, one a cell in the order of the CSV files, and ``runs``, the facts by run id.
 
-    A cell has its table, row (labels), group, column, text as printed, mean, std, n, run_ids,
-    metrics and source. Numbers are unscaled as in CSV, null for none. ``source`` is the table of
-    the supplement that a published number, or the published half of a difference, is from.
+    A cell has its table, row (labels), group, column, text as printed, mean, std, n, interval,
+    run_ids, metrics and source. Numbers are unscaled as in CSV, null for none. ``source`` is the
+    part of the supplement that a published number, or the published half of a difference, is from.
     """
     return {
         "cells": [
@@ -48,7 +48,8 @@ def provenance(
 
 def _numbers(cell: Entry | None, table: Table) -> dict[str, Any]:
     mean, std, count, _ = cell_numbers(cell, table.measure)
-    return {"mean": _number(mean), "std": _number(std), "n": count}
+    interval = list(cell.interval) if isinstance(cell, Cell) and cell.interval else None
+    return {"mean": _number(mean), "std": _number(std), "n": count, "interval": interval}
 
 
 def _number(text: str) -> float | None:
@@ -59,8 +60,7 @@ def _number(text: str) -> float | None:
 def _run_ids(cell: Entry | None) -> list[str]:
     if isinstance(cell, Difference):
         return _run_ids(cell.ours)
-    # A correlation is from two runs, whose ids a space separates.
-    return " ".join(cell.run_ids).split() if isinstance(cell, Cell) else []
+    return list(cell.run_ids) if isinstance(cell, Cell) else []
 
 
 def _metrics(cell: Entry | None) -> list[str]:

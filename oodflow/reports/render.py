@@ -13,7 +13,7 @@ from decimal import Decimal
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from oodflow.reports.tables import Difference, Entry, Measure, Published, Row, Table
+from oodflow.reports.tables import Cell, Difference, Entry, Measure, Published, Row, Table
 
 if TYPE_CHECKING:
     import rich.table
@@ -22,6 +22,7 @@ __all__ = [
     "cell_numbers",
     "cell_text",
     "markdown_text",
+    "printed_rows",
     "to_csv",
     "to_latex",
     "to_markdown",
@@ -40,7 +41,7 @@ def cell_text(cell: Entry | None, measure: Measure) -> str:
 
     A missing standard deviation says that there is one seed; any other number of seeds than the
     paper's three is appended. A number of the paper is in the paper's own digits, a difference
-    has its sign.
+    has its sign. A bootstrap interval stands in brackets at the end.
 
     >>> from oodflow.reports.tables import AUROC_PERCENT, Cell
     >>> for values in [(0.98, 0.985, 0.99), (0.98, 0.99), (0.98,)]:
@@ -64,12 +65,14 @@ def cell_text(cell: Entry | None, measure: Measure) -> str:
         # Adding 0 makes a negative zero positive.
         change = round(cell.value(measure) * measure.scale, measure.digits) + 0.0
         return f"{change:+.{measure.digits}f}".replace("-", "−")
-    mean = f"{cell.mean * measure.scale:.{measure.digits}f}"
-    if cell.count == 1:
-        return f"{mean} ({DASH})"
-    spread = f"{cell.std * measure.scale:.{measure.digits}f}"
-    seeds = "" if cell.count == USUAL_SEEDS else f" [n={cell.count}]"
-    return f"{mean} ({spread}){seeds}"
+
+    def shown(value: float) -> str:
+        return f"{value * measure.scale:.{measure.digits}f}"
+
+    spread = DASH if cell.count == 1 else shown(cell.std)
+    seeds = "" if cell.count in (1, USUAL_SEEDS) else f" [n={cell.count}]"
+    interval = f" [{shown(cell.interval[0])}, {shown(cell.interval[1])}]" if cell.interval else ""
+    return f"{shown(cell.mean)} ({spread}){seeds}{interval}"
 
 
 def cell_numbers(cell: Entry | None, measure: Measure) -> tuple[str, str, int, tuple[str, ...]]:
@@ -100,7 +103,7 @@ def to_markdown(table: Table) -> str:
         [markdown_text(text) for text in (*table.row_header, *names)],
         ["---"] * len(table.row_header) + ["---:"] * len(names),
     ]
-    for row, labels, _ in _rows(table):
+    for row, labels, _ in printed_rows(table):
         best = table.best(row)
         texts = [cell_text(cell, table.measure) for cell in row.cells]
         lines.append(
@@ -159,7 +162,7 @@ def _tabular(table: Table, shown: Sequence[int]) -> list[str]:
     if rules:
         lines += [_latex_line([""] * width + spans), " ".join(rules)]
     lines.append(_latex_line([_latex(text) for text in header]))
-    for row, labels, begins in _rows(table):
+    for row, labels, begins in printed_rows(table):
         if begins:
             lines.append(r"\midrule")
         best = table.best(row)
@@ -174,18 +177,23 @@ def _tabular(table: Table, shown: Sequence[int]) -> list[str]:
 
 
 def to_csv(table: Table) -> str:
-    """Long form, a line a cell: labels, group, column, mean, std, n, run ids (by spaces).
+    """Long form, a line a cell: labels, group, column, mean, std, n, low, high, run ids.
 
-    Numbers are unscaled, an AUROC a fraction, with all their digits. A gap has n = 0 and, as std
-    has with one seed, nothing where a number would be; the paper's numbers have n = 0 too.
+    Numbers are unscaled, an AUROC a fraction, with all their digits; low and high are the bootstrap
+    interval. A gap has n = 0 and, as std has with one seed, nothing where a number would be; the
+    paper's numbers have n = 0 too.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*table.row_header, "group", "column", "mean", "std", "n", "run_ids"])
+    numbers = ["mean", "std", "n", "low", "high", "run_ids"]
+    writer.writerow([*table.row_header, "group", "column", *numbers])
     for row in table.rows:
         for (group, name), cell in zip(table.columns, row.cells, strict=True):
             mean, std, count, run_ids = cell_numbers(cell, table.measure)
-            writer.writerow([*row.labels, group, name, mean, std, count, " ".join(run_ids)])
+            interval = cell.interval if isinstance(cell, Cell) and cell.interval else ()
+            low, high = map(repr, interval) if interval else ("", "")
+            ids = " ".join(run_ids)
+            writer.writerow([*row.labels, group, name, mean, std, count, low, high, ids])
     return text.getvalue()
 
 
@@ -209,7 +217,7 @@ def to_rich(table: Table) -> "list[rich.table.Table]":
             part.add_column(Text(text), no_wrap=True)
         for name in columns.values():
             part.add_column(Text(name), justify="right")
-        for row, labels, begins in _rows(table):
+        for row, labels, begins in printed_rows(table):
             if begins:
                 part.add_section()
             best = table.best(row)
@@ -222,7 +230,7 @@ def to_rich(table: Table) -> "list[rich.table.Table]":
     return shown
 
 
-def _rows(table: Table) -> Iterator[tuple[Row, tuple[str, ...], bool]]:
+def printed_rows(table: Table) -> Iterator[tuple[Row, tuple[str, ...], bool]]:
     """Each row, its labels as printed, and whether a block of rows begins with it.
 
     Rows of one in-distribution dataset are a block, which names the dataset once. A table with

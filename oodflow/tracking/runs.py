@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from mlflow.entities import (
@@ -19,6 +20,7 @@ from mlflow.entities import (
     RunTag,
 )
 from mlflow.exceptions import MlflowException
+from mlflow.utils.git_utils import get_git_commit
 
 from oodflow.errors import UserError
 from oodflow.tracking.store import Store, is_missing
@@ -30,7 +32,7 @@ __all__ = [
     "end",
     "find",
     "get",
-    "git_commit",
+    "history",
     "list_artifacts",
     "log_artifacts",
     "log_datasets",
@@ -47,6 +49,8 @@ __all__ = [
 ]
 
 PREFIX = "oodflow."
+COMMIT = "mlflow.source.git.commit"
+"""MLflow's own tag, which its page of a run shows."""
 BATCH = 900
 """Metrics sent in one request; MLflow takes at most 1 000."""
 
@@ -64,6 +68,9 @@ class RunInfo:
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
     params: Mapping[str, str]
+    commit: str = ""
+    """The project's git commit that the run was made with; "" outside a repository."""
+    experiment_id: str = ""
 
     @property
     def registered(self) -> bool:
@@ -84,6 +91,8 @@ def _info(run: Run) -> RunInfo:
         tags={k.removeprefix(PREFIX): v for k, v in tags.items() if k.startswith(PREFIX)},
         metrics=dict(run.data.metrics),
         params=dict(run.data.params),
+        commit=tags.get(COMMIT, ""),
+        experiment_id=run.info.experiment_id,
     )
 
 
@@ -92,6 +101,8 @@ def start(
 ) -> str:
     """A new run, or the ``claimed`` one that ``mlflow run`` has made; returns its id."""
     ours = {PREFIX + key: value for key, value in tags.items()}
+    if commit := _own_commit():
+        ours[COMMIT] = commit
     if parent:
         ours["mlflow.parentRunId"] = parent
     if not claimed:
@@ -99,6 +110,12 @@ def start(
     store.client.update_run(claimed, name=name)
     store.client.log_batch(claimed, tags=[RunTag(key, value) for key, value in ours.items()])
     return claimed
+
+
+@cache
+def _own_commit() -> str:
+    """The commit of the repository that this package is in, or ""."""
+    return get_git_commit(str(Path(__file__).parent)) or ""
 
 
 def end(store: Store, run_id: str, status: str) -> None:
@@ -146,10 +163,15 @@ def log_reports(
         # A report is logged in one request: where one of its metrics is, all are.
         first = min(metrics)
         if resumed and first not in logged:
-            history = store.client.get_metric_history(run_id, first)
-            logged[first] = {metric.step for metric in history}
+            logged[first] = set(history(store, run_id, first))
         if step not in logged.get(first, ()):
             log_metrics(store, run_id, metrics, step)
+
+
+def history(store: Store, run_id: str, name: str) -> dict[int, float]:
+    """Step → value of one metric of a run, in the order of the steps."""
+    found = store.client.get_metric_history(run_id, name)
+    return {each.step: each.value for each in sorted(found, key=lambda each: each.step)}
 
 
 @dataclass(frozen=True)
@@ -232,11 +254,6 @@ def get(store: Store, run_id: str) -> RunInfo:
             f"run {run_id!r} was deleted; `mlflow runs restore --run-id {run_id}` brings it back"
         )
     return _info(run)
-
-
-def git_commit(store: Store, run_id: str) -> str:
-    """The project's commit, which ``mlflow run`` notes where it runs from git; else ""."""
-    return store.client.get_run(run_id).data.tags.get("mlflow.source.git.commit", "")
 
 
 def resolve(store: Store, reference: str) -> RunInfo:

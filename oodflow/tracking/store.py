@@ -38,11 +38,21 @@ class Store:
     def how_to_see(self, run_id: str) -> str:
         """One line that says how to see a run in the MLflow UI."""
         # Not always the experiment of the store: `mlflow run` has its own default.
-        experiment_id = self.client.get_run(run_id).info.experiment_id
-        path = f"#/experiments/{experiment_id}/runs/{run_id}"
+        page = self.page(self.client.get_run(run_id).info.experiment_id, run_id)
+        command = self.ui_command
+        return f"{command}   then {page}" if command else page
+
+    @property
+    def ui_command(self) -> str:
+        """The command that starts the MLflow UI on this store; "" where a server runs already."""
         if self.uri.startswith("http"):
-            return f"{self.uri.rstrip('/')}/{path}"
-        return f"mlflow ui --backend-store-uri {self.uri}   then http://127.0.0.1:5000/{path}"
+            return ""
+        return f"mlflow ui --backend-store-uri {self.uri}"
+
+    def page(self, experiment_id: str, run_id: str) -> str:
+        """Address of a run in the MLflow UI."""
+        base = "http://127.0.0.1:5000" if self.ui_command else self.uri.rstrip("/")
+        return f"{base}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
 def tracking_uri() -> str:

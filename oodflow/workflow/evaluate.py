@@ -65,6 +65,7 @@ def _evaluate(
         runs.log_metrics(session.store, record, result.metrics)
         facts = {"inlier_fold": chosen.inlier_fold, "registered": "true"}
         facts["general_model"] = general.tags["model"] if general else "none"
+        facts |= {"general_run": general.run_id} if general else {}
         runs.set_tags(session.store, record, facts)
     runs.end(session.store, record, "FINISHED")
     console.say(f"{run.name}, against {facts['general_model']}")

@@ -6,13 +6,12 @@ interrupted one goes on where it was.
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from oodflow.data.catalog import lookup
 from oodflow.errors import UserError
 from oodflow.experiment import AUTO
-from oodflow.options import seed_list
+from oodflow.options import Reporting, pick, seed_list
 from oodflow.workflow.finetune import finetune_plan
 from oodflow.workflow.report import write_report
 from oodflow.workflow.scoring import evaluate_run
@@ -63,4 +62,4 @@ def command(given: Mapping[str, Any]) -> None:
         for run in (plain, with_loss):
             if run.tags.get("general_outlier_run") != diff_outlier.run_id:
                 evaluate_run(session, run, general, diff_outlier, limit=given["limit"])
-    write_report(session.store, Path(given["out"]), given["published"])
+    write_report(session.store, pick(Reporting, given))

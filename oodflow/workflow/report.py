@@ -1,35 +1,26 @@
-"""``oodflow report``: tables and the picture of the effect, from registered runs."""
+"""``oodflow report``: tables, figures and claims of everything that is registered."""
 
-import contextlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from itertools import combinations
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-from scipy.stats import spearmanr
-
 from oodflow import console
 from oodflow.errors import UserError
-from oodflow.evaluation.figures import effect_figure, save_figure
-from oodflow.evaluation.scores import clip_non_finite, compute_scores
-from oodflow.evaluation.tables import read_table
-from oodflow.experiment import MODELS
 from oodflow.options import Reporting, pick
-from oodflow.reports.collect import auroc_frame, bpd_frame, comparison_frame, registered_runs
+from oodflow.reports.claims import check_claims
+from oodflow.reports.contents import all_tables
+from oodflow.reports.document import Document, Picture, RunLink, to_markdown_document
+from oodflow.reports.drawings import draw_all
+from oodflow.reports.figures import save_both
+from oodflow.reports.missing import missing_commands
+from oodflow.reports.page import to_html
 from oodflow.reports.provenance import provenance, runs_behind
-from oodflow.reports.published import PAPER, beside
+from oodflow.reports.registry import Registry, read_registry
 from oodflow.reports.render import to_csv, to_latex, to_markdown, to_rich
-from oodflow.reports.tables import (
-    Table,
-    bpd_table,
-    comparison_table,
-    correlation_table,
-    detection_table,
-)
+from oodflow.reports.replicates import replicates_of
 from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
 from oodflow.tracking.store import Store, open_store
@@ -42,180 +33,144 @@ FORMATS = {"md": to_markdown, "tex": to_latex, "csv": to_csv}
 
 
 def command(given: Mapping[str, Any]) -> None:
-    """Write the report of everything that is registered."""
+    """Write the report of everything that is registered, or print what would fill its gaps."""
     chosen = pick(Reporting, given)
-    write_report(open_store(), Path(chosen.out), chosen.published)
+    store = open_store()
+    if not chosen.missing:
+        write_report(store, chosen)
+        return
+    registry = read_registry(store)
+    for line in missing_commands(all_tables(registry, chosen.published), registry):
+        console.say(line)
 
 
-def write_report(store: Store, out: Path, published: bool = False) -> None:
-    """Tables as Markdown, LaTeX and CSV and the effect's figure, in a folder and as a run.
+def write_report(store: Store, chosen: Reporting) -> None:
+    """The report in a folder and as a run: ``report.html`` and ``report.md``, tables, figures.
 
-    With them goes ``provenance.json``, which says for every cell where it is from. ``published``
-    puts the paper's numbers beside ours.
+    ``tables/`` has Markdown, LaTeX and CSV, ``figures/`` PNG and PDF, ``provenance.json`` says for
+    every cell where it is from.
     """
-    chosen, older = registered_runs(store)
-    tables = _tables(store, chosen, published)
-    if not runs_behind(tables.values()):
+    if chosen.bootstrap < 0:
+        raise UserError(f"bootstrap is {chosen.bootstrap}; it must be 0 or a number of resamples")
+    out = Path(chosen.out)
+    registry = read_registry(store)
+    if not runs_behind(all_tables(registry, published=False).values()):
         raise UserError("no registered run to report; make some: oodflow main")
     record = runs.start(
         store, "report", {"kind": "report", "registered": "false"}, claimed=claimed_run()
     )
     with ended_on_error(store, record):
-        files = _write(store, chosen, tables, out)
+        _make_folders(out)
+        document = _document(store, registry, chosen, out)
+        _write(document, registry, out)
         for folder in ("tables", "figures"):
-            if any(file.parent.name == folder for file in files):
+            if any((out / folder).iterdir()):
                 runs.log_artifacts(store, record, out / folder, folder)
-        origin = (out / "provenance.json").read_text()
-        runs.log_text(store, record, origin, "provenance.json")
-        text = (out / "report.md").read_text()
-        runs.set_tags(store, record, {}, description=text)
+        for name in ("provenance.json", "report.html"):
+            runs.log_text(store, record, (out / name).read_text(), name)
+        runs.set_tags(store, record, {}, description=(out / "report.md").read_text())
     runs.end(store, record, "FINISHED")
-    for table in tables.values():
-        for part in to_rich(table):
-            console.show(part)
-    if older:
-        console.say(f"{older} older run{'s' * (older > 1)} of the same seeds not counted")
-    console.say(f"{len(chosen)} runs; written: {', '.join(map(str, files))}")
+    _show(document)
+    console.say(f"{len(registry.training)} runs; open {out / 'report.html'}")
     console.say(f"see it: {store.how_to_see(record)}")
 
 
-def _tables(store: Store, chosen: Sequence[RunInfo], published: bool) -> dict[str, Table]:
-    """Every table that the registered runs fill, by its file's name; Glow's come first.
-
-    Where ``published``, also those that only the paper fills.
-    """
-    tables: dict[str, Table] = {}
-    for model in MODELS:
-        suffix, title = ("", "") if model == "glow" else (f"-{model}", model)
-        for name, collect, make in (
-            ("detection", auroc_frame, detection_table),
-            ("bpd", bpd_frame, bpd_table),
-        ):
-            frame = collect(chosen, model)
-            paper = PAPER.get((name, model), ()) if published else ()
-            if paper:
-                tables[name + suffix] = beside(make(frame, title), paper)
-            elif len(frame):
-                tables[name + suffix] = make(frame, title)
-    if len(frame := comparison_frame(store)):
-        tables["general-distributions"] = comparison_table(frame)
-    if len(frame := _correlations(store, chosen)):
-        tables["model-correlation"] = correlation_table(frame)
-    return tables
-
-
-def _correlations(store: Store, chosen: Sequence[RunInfo]) -> pd.DataFrame:
-    """Spearman correlations of raw log p between families trained alike, for each dataset scored.
-
-    From in-distribution models finetuned without outlier loss, those of a seed and dataset.
-    """
-    groups: dict[tuple[str, str], dict[str, RunInfo]] = {}
-    for run in chosen:
-        tags = run.tags
-        alike = (tags["role"], tags["setting"], tags["outlier_loss"], tags["init"])
-        if alike == ("in_distribution", "unsupervised", "none", "general"):
-            groups.setdefault((tags["dataset"], tags["seed"]), {})[tags["model"]] = run
-    rows = []
-    for (_, seed), by_model in groups.items():
-        if len(by_model) < 2:
-            continue
-        tables = {name: _score_tables(store, run.run_id) for name, run in by_model.items()}
-        for first, second in combinations([name for name in MODELS if name in by_model], 2):
-            for dataset in sorted(tables[first].keys() & tables[second].keys()):
-                (left, images), (right, others) = tables[first][dataset], tables[second][dataset]
-                if images == others:
-                    value = float(spearmanr(left, right).statistic)
-                    ids = f"{by_model[first].run_id} {by_model[second].run_id}"
-                    rows.append((ids, int(seed), first, second, dataset, value))
-    columns = ["run_id", "seed", "first", "second", "dataset", "correlation"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _score_tables(store: Store, run_id: str) -> dict[str, tuple[np.ndarray, str]]:
-    """Dataset → raw log p of its test fold under a run's model, and the digest of the images."""
-    found = {}
-    for path in runs.list_artifacts(store, run_id, "scores"):
-        if path.endswith("-test.parquet"):
-            table, digest = _score_table(store, run_id, path)
-            dataset = Path(path).name.removesuffix("-test.parquet")
-            found[dataset] = (clip_non_finite(table["log_prob"].to_numpy()), digest)
-    return found
-
-
-def _score_table(store: Store, run_id: str, path: str) -> tuple[pd.DataFrame, str]:
-    """A score table of a run, and the digest of the images it is of."""
-    with runs.artifact(store, run_id, path) as local:
-        table, facts = read_table(local)
-    return table, facts["images"]
-
-
-def _write(
-    store: Store, chosen: Sequence[RunInfo], tables: Mapping[str, Table], out: Path
-) -> list[Path]:
-    """The report's files; its own folders are made anew."""
+def _make_folders(out: Path) -> None:
+    """The report's own folders, empty."""
     try:
         for folder in ("tables", "figures"):
-            shutil.rmtree(out / folder, ignore_errors=True)
+            # There need not be any yet.
+            with suppress(FileNotFoundError):
+                shutil.rmtree(out / folder)
             (out / folder).mkdir(parents=True)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}; choose another out") from error
-    files = []
-    facts = {run_id: _facts(store, run_id) for run_id in runs_behind(tables.values())}
-    origin = json.dumps(provenance(tables, facts), indent=1, ensure_ascii=False, allow_nan=False)
-    (out / "provenance.json").write_text(origin + "\n")
-    for name, table in tables.items():
+
+
+def _document(store: Store, registry: Registry, chosen: Reporting, out: Path) -> Document:
+    """Everything that the report shows; its figures are in ``figures/`` then."""
+    notes = [f"{len(registry.training)} registered training runs", *registry.notes]
+    if store.ui_command:
+        notes.append(f"links to runs open in the MLflow UI: {store.ui_command}")
+    if chosen.bootstrap:
+        notes.append(
+            "in brackets behind an AUROC its 95 % bootstrap interval over the test images, "
+            f"{chosen.bootstrap} resamples"
+        )
+        with console.progress("bootstrap", 0) as advance:
+            refine = replicates_of(store, registry, chosen.bootstrap, advance)
+            tables = all_tables(registry, chosen.published, refine)
+    else:
+        tables = all_tables(registry, chosen.published)
+    pictures = []
+    with console.progress("figures", 0) as advance:
+        for number, drawing in enumerate(draw_all(store, registry), start=1):
+            png, _ = save_both(drawing.figure, out / "figures" / drawing.name)
+            pictures.append(
+                Picture(
+                    drawing.name,
+                    drawing.title,
+                    drawing.caption,
+                    png.read_bytes(),
+                    drawing.run_ids,
+                )
+            )
+            advance(number)
+    known = _by_id(registry)
+    behind = [*runs_behind(tables.values()), *(i for each in pictures for i in each.run_ids)]
+    return Document(
+        title="oodflow report",
+        notes=tuple(notes),
+        claims=check_claims(registry),
+        tables=tables,
+        pictures=tuple(pictures),
+        runs={run_id: _link(store, known.get(run_id), run_id) for run_id in dict.fromkeys(behind)},
+    )
+
+
+def _by_id(registry: Registry) -> dict[str, RunInfo]:
+    counted = (*registry.training, *registry.evaluations, *registry.analyses)
+    return {run.run_id: run for run in counted}
+
+
+def _link(store: Store, run: RunInfo | None, run_id: str) -> RunLink:
+    # A general model behind a picture may have a newer successor that is counted in its place.
+    found = run or runs.get(store, run_id)
+    return RunLink(found.name, store.page(found.experiment_id, run_id))
+
+
+def _write(document: Document, registry: Registry, out: Path) -> None:
+    """The report's files next to its figures."""
+    known = _by_id(registry)
+    facts = {
+        run_id: {
+            "git_commit": known[run_id].commit,
+            "weights_digest": known[run_id].tags.get("weights", ""),
+        }
+        for run_id in runs_behind(document.tables.values())
+    }
+    origin = provenance(document.tables, facts)
+    text = json.dumps(origin, indent=1, ensure_ascii=False, allow_nan=False)
+    (out / "provenance.json").write_text(text + "\n")
+    for name, table in document.tables.items():
         for extension, render in FORMATS.items():
-            file = out / "tables" / f"{name}.{extension}"
-            file.write_text(render(table))
-            files.append(file)
-    parts = [to_markdown(table) for table in tables.values()]
-    picture = _draw_effect(store, chosen, out / "figures" / "effect.png")
-    if picture:
-        parts.append("![The raw likelihood beside the likelihood ratio](figures/effect.png)\n")
-        files.append(out / "figures" / "effect.png")
-    (out / "report.md").write_text("# oodflow report\n\n" + "\n".join(parts))
-    return [*files, out / "provenance.json", out / "report.md"]
+            (out / "tables" / f"{name}.{extension}").write_text(render(table))
+    (out / "report.md").write_text(to_markdown_document(document))
+    (out / "report.html").write_text(to_html(document))
 
 
-def _facts(store: Store, run_id: str) -> dict[str, str]:
-    """A run's git commit, and the digest of the weights that its scores are of; "" if unknown."""
-    model = ""
-    for path in runs.list_artifacts(store, run_id, "scores")[:1]:
-        # A damaged score table costs the digest, not the report.
-        with contextlib.suppress(UserError), runs.artifact(store, run_id, path) as local:
-            model = read_table(local)[1].get("model", "")
-    return {"git_commit": runs.git_commit(store, run_id), "weights_digest": model}
+def _show(document: Document) -> None:
+    """Tables, claims and notes in the terminal."""
+    from rich.table import Table
+    from rich.text import Text
 
-
-def _draw_effect(store: Store, chosen: Sequence[RunInfo], file: Path) -> bool:
-    """Raw likelihood and ratio of the first in-distribution model that has both."""
-    for run in chosen:
-        oods = [
-            name.split("/")[1]
-            for name in run.metrics
-            if name.startswith("auroc/") and name.endswith("/diff") and "/mean/" not in name
-        ]
-        general = run.tags.get("general_run", "")
-        if run.tags["role"] != "in_distribution" or run.tags["outlier_loss"] != "none":
-            continue
-        if not oods or not general:
-            continue
-        names = [run.tags["dataset"], *sorted(oods)]
-        scores = {name: _scores(store, run.run_id, general, name) for name in names}
-        if not all(scores.values()):
-            continue
-        shape = (int(run.params["model.channels"]), 32, 32)
-        own = scores.pop(names[0])
-        save_figure(effect_figure(names[0], own, scores, shape), file)
-        return True
-    return False
-
-
-def _scores(store: Store, run_id: str, general: str, dataset: str) -> dict[str, np.ndarray]:
-    """Scores of a run against its general model; none where their tables are of other images."""
-    tables, images = [], set()
-    for each in (run_id, general):
-        table, digest = _score_table(store, each, f"scores/{dataset}-test.parquet")
-        tables.append(table)
-        images.add(digest)
-    return compute_scores(*tables) if len(images) == 1 else {}
+    for table in document.tables.values():
+        for part in to_rich(table):
+            console.show(part)
+    claims = Table("claim of the paper", "in these runs", "numbers")
+    for claim in document.claims:
+        claims.add_row(Text(claim.text), claim.verdict, Text(claim.detail))
+    if document.claims:
+        console.show(claims)
+    for note in document.notes:
+        console.say(note)

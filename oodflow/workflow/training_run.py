@@ -320,7 +320,8 @@ def _say_result(plan: Plan, records: Sequence[Mapping[str, float]]) -> None:
 def keep_weights(
     session: Session, run_id: str, model: LikelihoodModel, experiment: Experiment
 ) -> None:
-    """Put the model's weights under the run's ``checkpoints/``."""
+    """Put the model's weights under the run's ``checkpoints/``, their digest into its tags."""
     with tempfile.TemporaryDirectory(prefix="oodflow-") as folder:
-        save_model(Path(folder) / MODEL_FILE, model, experiment)
+        digest = save_model(Path(folder) / MODEL_FILE, model, experiment)
         runs.log_artifacts(session.store, run_id, Path(folder), "checkpoints")
+    runs.set_tags(session.store, run_id, {"weights": digest})

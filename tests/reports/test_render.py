@@ -12,15 +12,9 @@ import pandas as pd
 import pytest
 import rich.console
 
+from oodflow.reports.layouts import bpd_table, detection_table
 from oodflow.reports.render import to_csv, to_latex, to_markdown, to_rich
-from oodflow.reports.tables import (
-    AUROC_PERCENT,
-    Cell,
-    Row,
-    Table,
-    bpd_table,
-    detection_table,
-)
+from oodflow.reports.tables import AUROC_PERCENT, Cell, Row, Table
 
 SCORES = {"Raw": "raw", "4×4": "last_scale", "Diff": "diff", "Diff†": "diff_outlier"}
 GROUPS = {
@@ -141,7 +135,8 @@ def test_latex_numbers(frame, expected):
 
 def test_csv_numbers_and_runs(frame, expected):
     lines = list(csv.DictReader(io.StringIO(to_csv(detection_table(frame)))))
-    header = ["In-dist", "Out-dist", "group", "column", "mean", "std", "n", "run_ids"]
+    header = ["In-dist", "Out-dist", "group", "column", "mean", "std", "n"]
+    header += ["low", "high", "run_ids"]
     assert list(lines[0]) == header
     assert len(lines) == len(expected)
     for line in lines:

@@ -1,0 +1,94 @@
+"""What the paper's figures share: sizes, markers, text that fits, one legend, checked frames."""
+
+import math
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
+
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+
+__all__ = [
+    "LABEL",
+    "MARKERS",
+    "SMALL",
+    "TITLE",
+    "WIDTH",
+    "check_frame",
+    "legend_below",
+    "text_width",
+    "wrapped",
+]
+
+WIDTH = 7.0
+"""Inches across a page: figures are drawn as large as they are printed, so text keeps its size."""
+
+TITLE, LABEL, SMALL = 11.0, 9.0, 8.0
+"""Points of a figure's title; of panels, axes and legends; and of the numbers at the axes."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+"""Told apart without colour. One more than colours, so that pairs of both repeat late."""
+
+CHARACTER = 0.62
+"""Width of an average character of the sans-serif font by the font's size, rounded up."""
+
+
+def wrapped(text: str, inches: float, size: float) -> str:
+    """The text in lines no wider than so many inches, for a font of so many points.
+
+    Words stay whole, also those with hyphens, as far as they fit.
+
+    >>> wrapped("sketch-shapes vs sketch-letters", 1.9, 9.0)
+    'sketch-shapes vs\\nsketch-letters'
+    """
+    characters = max(1, int(72 * inches / (CHARACTER * size)))
+    too_long = any(len(word) > characters for word in text.split())
+    return textwrap.fill(text, characters, break_on_hyphens=too_long)
+
+
+def text_width(text: str, size: float) -> float:
+    """Inches that the longest line of the text takes, at most about."""
+    return max(map(len, text.splitlines()), default=0) * CHARACTER * size / 72
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist], *, handle_length: float) -> None:
+    """One legend under all panels, in as few rows as the figure's width allows.
+
+    ``handle_length`` is the length of the drawn lines or markers, in units of the font's size.
+    """
+    for rows in range(1, len(handles) + 1):
+        legend = figure.legend(
+            handles=handles,
+            loc="outside lower center",
+            ncols=math.ceil(len(handles) / rows),
+            fontsize=LABEL,
+            frameon=False,
+            handlelength=handle_length,
+            columnspacing=1.4,
+        )
+        if legend.get_window_extent().width <= figure.bbox.width or rows == len(handles):
+            return
+        legend.remove()
+
+
+def check_frame(
+    frame: pd.DataFrame, place: list[str], value: str, known: Mapping[str, Collection[str]]
+) -> None:
+    """Raise ValueError unless the frame has one number for each place, and known names only.
+
+    ``place`` are the columns that say what the number in the column ``value`` belongs to;
+    ``known`` maps some of them to the names that they may hold.
+    """
+    missing = [name for name in [*place, value] if name not in frame]
+    if missing:
+        raise ValueError(f"the frame lacks the columns {', '.join(missing)}")
+    if frame.empty:
+        raise ValueError("the frame has no rows")
+    for column, names in known.items():
+        unknown = sorted(set(frame[column]) - set(names))
+        if unknown:
+            raise ValueError(f"unknown {column} {unknown[0]!r}; known: {', '.join(names)}")
+    twice = frame[frame.duplicated(place, keep=False)]
+    if len(twice):
+        first = ", ".join(f"{name} {twice.iloc[0][name]}" for name in place)
+        raise ValueError(f"{len(twice)} rows share their place, such as {first}; pass the newest")

@@ -1,0 +1,138 @@
+"""The runs that a report counts: registered, of one training the same settings, a seed once."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from oodflow.data.catalog import CATALOG, lookup, slug_of
+from oodflow.tracking import runs
+from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.store import Store
+
+__all__ = ["CONTRASTS", "FAMILIES", "Registry", "is_plain", "read_registry", "seed_of"]
+
+FAMILIES = (*dict.fromkeys(facts.family for facts in CATALOG.values()), "folder")
+"""Families of datasets, each of which has its own tables."""
+
+IDENTITY = (
+    "model",
+    "dataset",
+    "role",
+    "setting",
+    "outlier_loss",
+    "outlier_dataset",
+    "init",
+)
+"""Tags that runs of one training have in common, whatever their seed."""
+
+SETTINGS = ("model.", "data.", "loss.", "optimisation.")
+"""Parameters that must agree for runs to be repetitions of each other."""
+
+CONTRASTS = {"diff": "general_run", "diff_outlier": "general_outlier_run"}
+"""Score → the tag that names the general model behind it."""
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The runs that a report counts, datasets by their short names, and what it leaves out.
+
+    ``training`` is in the catalogue's order of datasets, then by seed. Tags of all have
+    ``family``, the family of their dataset.
+    """
+
+    training: tuple[RunInfo, ...]
+    evaluations: tuple[RunInfo, ...]
+    analyses: tuple[RunInfo, ...]
+    notes: tuple[str, ...]
+    """Lines that say which runs were left out."""
+
+
+def read_registry(store: Store) -> Registry:
+    """What the store holds: registered, finished runs that were not deleted.
+
+    Of the runs of one training (same identity), those with the settings that most seeds share
+    count, at a tie the newer settings; of several with the same seed the newest. Evaluations, the
+    newest first, and the newest analyses count if their model's run does.
+    """
+    found = [_short(run) for run in runs.find(store, {"registered": "true"}, status="FINISHED")]
+    trained = [run for run in found if run.tags["kind"] in ("train", "finetune")]
+    groups: dict[tuple[str, ...], list[RunInfo]] = {}
+    for run in trained:
+        if run.tags.get("dataset"):
+            groups.setdefault(tuple(run.tags.get(tag, "") for tag in IDENTITY), []).append(run)
+    chosen: list[RunInfo] = []
+    others = older = 0
+    for group in groups.values():
+        alike = _most_common_settings(group)
+        newest = {run.tags["seed"]: run for run in reversed(alike)}
+        chosen += newest.values()
+        others += len(group) - len(alike)
+        older += len(alike) - len(newest)
+    known = {run.run_id for run in trained}
+    chosen = [_without_lost_contrasts(run, known) for run in chosen]
+    order = {name: position for position, name in enumerate(CATALOG)}
+    chosen.sort(key=lambda run: (order.get(run.tags["dataset"], len(order)), seed_of(run)))
+    ids = {run.run_id for run in chosen}
+    return Registry(
+        training=tuple(chosen),
+        evaluations=tuple(
+            run
+            for run in found
+            if run.tags["kind"] == "evaluate" and run.tags.get("evaluated") in ids
+        ),
+        analyses=_newest_analyses(found, ids),
+        notes=tuple(
+            f"{count} {what}"
+            for count, what in (
+                (older, f"older run{'s' * (older > 1)} of the same seeds not counted"),
+                (others, f"run{'s' * (others > 1)} of other settings than most not counted"),
+            )
+            if count
+        ),
+    )
+
+
+def _short(run: RunInfo) -> RunInfo:
+    dataset = run.tags.get("dataset", "")
+    family = lookup(dataset).family if dataset in CATALOG or dataset[:7] == "folder:" else ""
+    return replace(run, tags={**run.tags, "dataset": slug_of(dataset), "family": family})
+
+
+def seed_of(run: RunInfo) -> int:
+    """The seed of a run's training."""
+    return int(run.tags["seed"])
+
+
+def _most_common_settings(group: Sequence[RunInfo]) -> list[RunInfo]:
+    """The runs, newest first as given, whose settings have the most seeds."""
+    settings = [
+        frozenset((k, v) for k, v in run.params.items() if k.startswith(SETTINGS)) for run in group
+    ]
+    seeds = {(each, run.tags["seed"]) for each, run in zip(settings, group, strict=True)}
+    counts = Counter(each for each, _ in seeds)
+    # The first of the most common in the order of the runs: the newest.
+    best = max(dict.fromkeys(settings), key=lambda each: counts[each])
+    return [run for run, each in zip(group, settings, strict=True) if each == best]
+
+
+def _without_lost_contrasts(run: RunInfo, known: set[str]) -> RunInfo:
+    """Without the numbers of a ratio whose general model was deleted or is not registered."""
+    lost = [f"/{score}" for score, tag in CONTRASTS.items() if run.tags.get(tag) not in known]
+    kept = {name: value for name, value in run.metrics.items() if not name.endswith(tuple(lost))}
+    return replace(run, metrics=kept)
+
+
+def _newest_analyses(found: Iterable[RunInfo], models: set[str]) -> tuple[RunInfo, ...]:
+    """Of each analysis of each of these models the newest run."""
+    newest: dict[tuple[str, str], RunInfo] = {}
+    for run in found:
+        if run.tags["kind"] == "analyse" and run.tags.get("analysed") in models:
+            newest.setdefault((run.tags["analysed"], run.tags["analysis"]), run)
+    return tuple(newest.values())
+
+
+def is_plain(run: RunInfo) -> bool:
+    """Whether it is an in-distribution model finetuned as the tables' first columns have it."""
+    tags = run.tags
+    kind = (tags["role"], tags["outlier_loss"], tags["setting"], tags["init"])
+    return kind == ("in_distribution", "none", "unsupervised", "general")
