@@ -25,8 +25,11 @@ COMMANDS = {
     "tune": "oodflow.workflow.tune",
     "analyse": "oodflow.workflow.analyse",
     "report": "oodflow.workflow.report",
+    "reproduce": "oodflow.workflow.reproduce",
 }
-"""The module behind each entry point; its ``command`` takes the options as a mapping."""
+"""The module behind each entry point; its ``command`` takes the options as a mapping.
+
+What it returns is the exit code, None for 0."""
 
 EPILOG = """\b
 Examples:
@@ -79,8 +82,8 @@ def click_option(each: Option) -> click.Option:
 def entry_point(name: str, entry: EntryPoint) -> click.Command:
     """The click command of one entry point."""
 
-    def run(**given: Any) -> None:
-        import_module(COMMANDS[name]).command(given)
+    def run(**given: Any) -> int | None:
+        return import_module(COMMANDS[name]).command(given)
 
     return click.Command(
         name,

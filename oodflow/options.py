@@ -13,6 +13,7 @@ __all__ = [
     "EntryPoint",
     "Evaluation",
     "Reporting",
+    "Reproduction",
     "Resuming",
     "Running",
     "Start",
@@ -119,6 +120,28 @@ class Reporting:
 
 
 @dataclass(frozen=True)
+class Reproduction:
+    """Which plan of runs is carried out, and what is laid over its own options."""
+
+    plan: str = option("sketch, paper, quickstart, or the path of a YAML file", "sketch")
+    dry_run: bool = option("say what is there, what is missing and what that costs", False)
+    only: str = option("comma-separated steps of the plan", "all")
+    seeds: str = option("comma-separated; auto: the plan's")
+    general_set: str = option("general distribution; auto: the plan's, else one that is present")
+    preset: str = option("quick or paper for all trainings; auto: the plan's", AUTO,
+                         (AUTO, *PRESETS))  # fmt: skip
+    depth: int = option("depth of all densities; auto: the plan's")
+    hidden: int = option("width of all densities; auto: the plan's")
+    limit: int = option("only the first N images of each fold; 0: all; auto: the plan's")
+    steps: int = option("updates of every training; auto: the plan's")
+    batch_size: int = option("images a batch; auto: the plan's")
+    report_every: int = option("updates between validations; auto: the plan's")
+    device: str = option("cpu, cuda, cuda:1, …; auto: the first GPU, else the CPU")
+    data_dir: str = option("folder of the datasets; auto: OODFLOW_DATA, else the user's cache")
+    out: str = option("folder for the report's files", "report")
+
+
+@dataclass(frozen=True)
 class EntryPoint:
     """A command: one line of help, its sections of options, and examples."""
 
@@ -180,6 +203,15 @@ ENTRY_POINTS: Mapping[str, EntryPoint] = {
         "Write the tables and figures of all registered runs, as Markdown, LaTeX and CSV.",
         (Reporting,),
         ("oodflow report", "oodflow report --out paper/tables"),
+    ),
+    "reproduce": EntryPoint(
+        "Make every run behind the tables and figures, as a plan says; the same command goes on.",
+        (Reproduction,),
+        (
+            "oodflow reproduce --dry-run",
+            "oodflow reproduce --only general,finetuned --seeds 1",
+            "oodflow reproduce --plan paper --general-set imagenet32",
+        ),
     ),
 }
 

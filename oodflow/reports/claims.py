@@ -172,6 +172,7 @@ def _all_above(
     failed = {name for name, gap in gaps.items() if not (gap >= margin if equal else gap > margin)}
     ordered = sorted(gaps, key=lambda name: name not in failed)
     detail = ", ".join(f"{name} {scale * gaps[name]:{digits}}" for name in ordered)
+    detail = detail.replace(" -", " −")
     return Claim(
         text, not failed, f"not in {len(failed)} of {len(gaps)}: {detail}" if failed else detail
     )

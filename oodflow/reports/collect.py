@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from oodflow.data.catalog import CATALOG
+from oodflow.data.catalog import CATALOG, lookup, slug_of
 from oodflow.reports.registry import Registry, is_plain, seed_of
 from oodflow.tracking.runs import RunInfo
 
@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 FURTHER = ("celeba", "tinyimagenet")
-"""Outlier datasets with a table of their own, outside all means (S7.4)."""
+"""Outlier datasets of the catalogue that are outside all means (S7.4)."""
 
 
 def auroc_frame(
@@ -27,8 +27,9 @@ def auroc_frame(
 ) -> pd.DataFrame:
     """AUROCs of a model family's in-distribution models on a family of datasets.
 
-    Those finetuned from the general model; classifiers are trained from scratch. With ``further``
-    against the outlier datasets of :data:`FURTHER` alone, else against all others.
+    Those finetuned from the general model; classifiers are trained from scratch. The outlier
+    datasets are those of the catalogue without :data:`FURTHER`, so that means are over the same
+    ones whatever else a model was evaluated against; with ``further`` they are all the others.
     """
     start = "scratch" if model == "wide-resnet" else "general"
     rows = [
@@ -46,10 +47,15 @@ def auroc_frame(
         if run.tags["role"] == "in_distribution"
         and (run.tags["init"], run.tags["model"], run.tags["family"]) == (start, model, family)
         for ood, score, value, metric in _aurocs(run)
-        if (ood in FURTHER) == further
+        if (ood not in _core(run)) == further
     ]
     columns = ["dataset", "setting", "outlier_loss", "ood", "score", "auroc"]
     return _frame(rows, columns)
+
+
+def _core(run: RunInfo) -> set[str]:
+    """The outlier datasets that a model's mean is over."""
+    return {slug_of(ood) for ood in lookup(run.tags["catalogued"]).ood} - set(FURTHER)
 
 
 def _origin(run: RunInfo, metric: str) -> dict[str, object]:

@@ -42,8 +42,10 @@ def all_tables(
     fills are there too.
     """
     tables: dict[str, Table] = {}
+    present = {(run.tags["family"], run.tags["model"]) for run in registry.training}
+    wanted = present | {(family, model) for _, family, model in PAPER if published}
     for family in FAMILIES:
-        for model in MODELS:
+        for model in [name for name in MODELS if (family, name) in wanted]:
             for kind, table in _of_model(registry, model, family, refine).items():
                 paper = PAPER.get((kind, family, model), ()) if published else ()
                 if not table.rows and not paper:
@@ -51,6 +53,8 @@ def all_tables(
                 shown = beside(table, paper) if paper else table
                 name = f"{kind}-{family}" + (f"-{model}" if model != "glow" else "")
                 tables[name] = replace(shown, title=f"{table.title} ({family})")
+        if family not in {of_run for of_run, _ in present}:
+            continue
         for kind, table in _across_models(registry, family, refine).items():
             if table.rows:
                 tables[f"{kind}-{family}"] = replace(table, title=f"{table.title} ({family})")

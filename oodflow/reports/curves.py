@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from oodflow.evaluation.figures import COLOURS, LINES, new_figure
-from oodflow.reports.drawing import (
+from oodflow.reports.style import (
     LABEL,
     MARKERS,
     SMALL,
@@ -21,6 +21,7 @@ from oodflow.reports.drawing import (
     WIDTH,
     check_frame,
     legend_below,
+    text_height,
     wrapped,
 )
 
@@ -110,7 +111,13 @@ def training_curves_figure(
     panels = list(curves["panel"].unique())
     columns = min(len(panels), PANELS)
     rows = math.ceil(len(panels) / columns)
-    figure = new_figure(WIDTHS[columns], 2.1 * rows + 0.9)
+    heading = wrapped(title, WIDTHS[columns] - 0.2, TITLE)
+    ylabel = wrapped(ylabel, 1.6, LABEL)
+    # The rest of a panel's column are the numbers at its axis.
+    width = (WIDTHS[columns] - text_height(ylabel, LABEL)) / columns - 0.55
+    names = [wrapped(panel, width, LABEL) for panel in panels]
+    row_height = 1.8 + max(text_height(name, LABEL) for name in names)
+    figure = new_figure(WIDTHS[columns], 0.5 + text_height(heading, TITLE) + rows * row_height)
     grid = figure.subplots(rows, columns, sharex=True, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.remove()
@@ -118,14 +125,12 @@ def training_curves_figure(
     for i, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
         referred |= _draw_panel(axes, curves[curves["panel"] == panel], reference)
         lowest = i + columns >= len(panels)
-        axes.set_title(
-            wrapped(panel, 0.9 * WIDTHS[columns] / columns, LABEL), loc="left", fontsize=LABEL
-        )
+        axes.set_title(names[i], loc="left", fontsize=LABEL)
         axes.tick_params(labelsize=SMALL, labelbottom=lowest)
         if lowest:
             axes.set_xlabel("updates", fontsize=LABEL)
         if i % columns == 0:
-            axes.set_ylabel(wrapped(ylabel, 1.8, LABEL), fontsize=LABEL)
+            axes.set_ylabel(ylabel, fontsize=LABEL)
     grid[0, 0].xaxis.set_major_locator(MaxNLocator(4, integer=True))
     if curves["step"].max() >= THOUSANDS:
         grid[0, 0].xaxis.set_major_formatter(
@@ -138,7 +143,7 @@ def training_curves_figure(
         label = f"final mean, {series.name}"
         handles.append(Line2D([], [], color=series.colour, linewidth=REFERENCE_WIDTH, label=label))
     legend_below(figure, handles, handle_length=3.6)
-    figure.suptitle(wrapped(title, WIDTHS[columns], TITLE), x=0.01, ha="left", fontsize=TITLE)
+    figure.suptitle(heading, x=0.01, ha="left", fontsize=TITLE)
     return figure
 
 

@@ -11,15 +11,15 @@ from matplotlib.figure import Figure
 
 from oodflow.errors import UserError
 from oodflow.evaluation.figures import effect_figure
-from oodflow.evaluation.scores import compute_scores
+from oodflow.evaluation.scores import clip_non_finite, compute_scores
 from oodflow.evaluation.tables import read_table
 from oodflow.reports.collect import auroc_frame
-from oodflow.reports.curves import training_curves_figure
 from oodflow.reports.figures import (
     extremes_figure,
     fourier_figure,
     overview_figure,
     scatter_figure,
+    training_curves_figure,
 )
 from oodflow.reports.layouts import SHORT_LOSS_NAMES
 from oodflow.reports.registry import FAMILIES, Registry, is_plain, seed_of
@@ -88,8 +88,12 @@ def _effects(store: Store, registry: Registry) -> Iterator[Drawing]:
                 effect_figure(dataset, own, scores, shape),
                 ids,
             )
-            points = {name: (own["raw"] - own["diff"], own["raw"])
-                      for name, own in {dataset: own, **scores}.items()}  # fmt: skip
+            points = {
+                name: (clip_non_finite(contrast["log_prob"].to_numpy()), raw["raw"])
+                for (name, (_, contrast)), raw in zip(
+                    tables.items(), (own, *scores.values()), strict=True
+                )
+            }
             yield Drawing(
                 f"scatter-{suffix}",
                 f"General against in-distribution likelihood: {dataset}, {model}",

@@ -21,7 +21,9 @@ from oodflow.evaluation.figures import COLOURS, new_figure, percent, save_figure
 from oodflow.evaluation.metrics import mean_std
 from oodflow.evaluation.scores import CLIP
 from oodflow.reports.curves import SERIES, training_curves_figure
-from oodflow.reports.drawing import (
+from oodflow.reports.layouts import SCORE_NAMES
+from oodflow.reports.pictures import extremes_figure, fourier_figure
+from oodflow.reports.style import (
     LABEL,
     MARKERS,
     SMALL,
@@ -29,10 +31,9 @@ from oodflow.reports.drawing import (
     WIDTH,
     check_frame,
     legend_below,
+    text_height,
     wrapped,
 )
-from oodflow.reports.layouts import SCORE_NAMES
-from oodflow.reports.pictures import extremes_figure, fourier_figure
 
 __all__ = [
     "SERIES",
@@ -51,6 +52,9 @@ SETTINGS = {"unsupervised": (COLOURS[0], COLOURS[0]), "supervised": (COLOURS[1],
 
 DRAWN = 2000
 """Points of a dataset in a scatter plot, at most."""
+
+UNIT = "−BPD (more likely →)"
+"""Of the axes of a scatter plot; at the upright one the arrow points upwards."""
 
 Points = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
@@ -77,16 +81,20 @@ def overview_figure(frame: pd.DataFrame) -> Figure:
     datasets, oods = list(frame["dataset"].unique()), list(frame["ood"].unique())
     scores = [score for score in SCORE_NAMES if score in set(frame["score"])]
     settings = [setting for setting in SETTINGS if setting in set(frame["setting"])]
-    figure = new_figure(WIDTH, 1.4 * len(datasets) + 1.1)
+    names = [wrapped(dataset, 1.2, LABEL) for dataset in datasets]
+    # Beside the panels there are the labels of the rows, and the numbers at the axis.
+    beside = 0.9 + max(text_height(name, LABEL) for name in names)
+    titles = [wrapped(ood, (WIDTH - beside) / len(oods) - 0.08, LABEL) for ood in oods]
+    above = max(text_height(text, LABEL) for text in titles)
+    figure = new_figure(WIDTH, 0.3 + above + 1.4 * len(datasets))
     grid = figure.subplots(len(datasets), len(oods), sharex=True, sharey=True, squeeze=False)
-    for row, dataset in zip(grid, datasets, strict=True):
+    for row, dataset, name in zip(grid, datasets, names, strict=True):
         for axes, ood in zip(row, oods, strict=True):
             part = frame[(frame["dataset"] == dataset) & (frame["ood"] == ood)]
             _draw_pair(axes, part, scores, settings)
-        name = wrapped(dataset, 1.2, LABEL)
         row[0].set_ylabel(f"{name}\nAUROC in %", fontsize=LABEL)
-    for axes, ood in zip(grid[0], oods, strict=True):
-        axes.set_title(wrapped(ood, 0.8 * WIDTH / len(oods), LABEL), fontsize=LABEL)
+    for axes, text in zip(grid[0], titles, strict=True):
+        axes.set_title(text, fontsize=LABEL)
     grid[0, 0].set_xlim(-0.6, len(scores) - 0.4)
     figure.suptitle("Outlier dataset", fontsize=LABEL)
     figure.supylabel("In-distribution dataset", fontsize=LABEL)
@@ -158,7 +166,12 @@ def scatter_figure(
         name: (bits * np.asarray(x, float), bits * np.asarray(y, float))
         for name, (x, y) in points.items()
     }
-    figure = new_figure(5.4, 4.4 + 0.2 * len(points))
+    ylabel = wrapped(f"{ylabel}, {UNIT}", 3.0, LABEL)
+    # What the labels and numbers of the y-axis leave.
+    width = 4.6 - text_height(ylabel, LABEL)
+    xlabel = wrapped(f"{xlabel}, {UNIT}", width, LABEL)
+    heading = wrapped(title, width, TITLE)
+    figure = new_figure(5.4, 4.2 + text_height(heading, TITLE))
     axes = figure.subplots()
     axes.set_xlim(_likely_range([x for x, _ in scaled.values()], bits * CLIP))
     axes.set_ylim(_likely_range([y for _, y in scaled.values()], bits * CLIP))
@@ -177,14 +190,13 @@ def scatter_figure(
             linewidths=0,
             rasterized=True,
         )
-        label = f"{name}: {_correlation(x, y)}{_absence(axes, x, y)}"
-        handles.append(_mark(marker, colour, colour, wrapped(label, 4.8, LABEL)))
+        note = f"{_correlation(x, y)}{_absence(axes, x, y)}"
+        handles.append(_mark(marker, colour, colour, f"{wrapped(name, 2.6, LABEL)}: {note}"))
     everywhere = (np.concatenate(side) for side in zip(*scaled.values(), strict=True))
     overall = _correlation(*everywhere)
-    heading = wrapped(title, 4.7, TITLE)
     axes.set_title(f"{heading}\nall images: Spearman's {overall}", loc="left", fontsize=TITLE)
-    axes.set_xlabel(wrapped(f"{xlabel}, −BPD (more likely →)", 4.6, LABEL), fontsize=LABEL)
-    axes.set_ylabel(wrapped(f"{ylabel}, −BPD (more likely →)", 3.4, LABEL), fontsize=LABEL)
+    axes.set_xlabel(xlabel, fontsize=LABEL)
+    axes.set_ylabel(ylabel, fontsize=LABEL)
     axes.tick_params(labelsize=SMALL)
     axes.spines[["top", "right"]].set_visible(False)
     legend_below(figure, handles, handle_length=1.0)
@@ -209,7 +221,8 @@ def _check_points(points: Points, image_shape: tuple[int, int, int]) -> None:
 
 def _likely_range(sets: Sequence[np.ndarray], clip: float) -> tuple[float, float]:
     """Limits for the likelihoods that no number stands for."""
-    kept = [part for values in sets if (part := values[values > clip]).size] or list(sets)
+    # A likelihood got back from a difference is equal to the number only up to rounding.
+    kept = [part for values in sets if (part := values[values > 0.999 * clip]).size] or list(sets)
     return shown_range(kept[0], kept[1:])
 
 

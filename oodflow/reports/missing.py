@@ -199,8 +199,13 @@ def _training(
     options |= {"outlier-loss": loss} if loss != "none" else {}
     options |= {"outlier-dataset": outliers} if outliers else {}
     options |= {"supervised": "true"} if setting == "supervised" else {}
-    if "," in seeds and beside:
-        seeds = ",".join(sorted({run.tags["seed"] for run in beside}, key=int))
+    detectors = {
+        run.tags["seed"]
+        for run in registry.training
+        if (run.tags["role"], run.tags["family"]) == ("in_distribution", gap.family)
+    }
+    if stage > 1 and detectors:
+        seeds = ",".join(sorted(detectors, key=int))
     words = [f"--{name} {shlex.quote(value)}" for name, value in options.items()]
     yield stage, f"oodflow {command} {' '.join(words)} --seeds {seeds}"
 
@@ -217,7 +222,7 @@ def _settings(gap: Gap, command: str, init: str, beside: list[RunInfo]) -> dict[
     own = {
         option.replace("_", "-"): model[parameter]
         for option, parameter in OWN_OPTIONS.items()
-        if model.get(parameter, "") != str(usual.get(option, 0))
+        if parameter in model and model[parameter] != str(usual.get(option, 0))
     }
     steps = preset.finetune_steps if command == "finetune" else preset.scratch_steps
     alike = [run for run in beside if (run.tags["kind"], run.tags["init"]) == (command, init)]

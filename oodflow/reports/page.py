@@ -54,8 +54,9 @@ class _Shown:
 
     id: str
     text: str
+    """The mean or difference as printed."""
     spread: str
-    """What :func:`cell_text` has after the mean; ``text`` is what comes before."""
+    """What :func:`cell_text` has after it."""
     style: str
     """CSS classes."""
     sort_value: str
@@ -97,8 +98,8 @@ def _facts(cell: Entry | None, measure: Measure) -> dict[str, str]:
     """What there is to say of a number, unscaled as in CSV; several metrics a line each.
 
     >>> from oodflow.reports.tables import AUROC_PERCENT
-    >>> _facts(Difference(Cell((0.98,), ("r",)), Published("99.0", "", "S2")), AUROC_PERCENT)
-    {'ours − paper': '-0.01', 'mean': '0.98', 'seeds': '1', 'paper': '0.990', 'source': 'Table S2'}
+    >>> _facts(Difference(Cell((0.5,), ("r",)), Published("75.0", "", "S2")), AUROC_PERCENT)
+    {'ours − paper': '-0.25', 'mean': '0.5', 'seeds': '1', 'paper': '0.750', 'source': 'Table S2'}
     """
     mean, std, count, _ = cell_numbers(cell, measure)
     facts: dict[str, str] = {}

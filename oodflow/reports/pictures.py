@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from oodflow.evaluation.figures import new_figure
-from oodflow.reports.drawing import LABEL, TITLE, WIDTH, text_width, wrapped
+from oodflow.reports.style import LABEL, TITLE, WIDTH, text_height, text_width, wrapped
 
 __all__ = ["extremes_figure", "fourier_figure"]
 
@@ -47,21 +47,21 @@ def _picture_grid(rows: Mapping[str, np.ndarray], title: str = "") -> Figure:
     labels = [wrapped(label, LABELS, LABEL) for label in rows]
     left = MARGIN + max(text_width(label, LABEL) for label in labels) + 0.1
     cell = min(LARGEST, (WIDTH - MARGIN - left) / count)
-    row_height = cell * height / width
+    image_height = cell * height / width
+    row_height = max(image_height, *(text_height(label, LABEL) for label in labels))
     heading = wrapped(title, WIDTH - 2 * MARGIN, TITLE)
-    # A line of text takes 1.2 times its size; a little more separates it from the images.
-    above = len(heading.splitlines()) * 1.25 * TITLE / 72 + (MARGIN if heading else 0)
+    above = text_height(heading, TITLE) + (MARGIN if heading else 0)
     size = np.array([left + count * cell + MARGIN, 2 * MARGIN + above + len(rows) * row_height])
     figure = new_figure(*size)
     figure.set_layout_engine("none")
     for i, (label, images) in enumerate(zip(labels, rows.values(), strict=True)):
-        bottom = MARGIN + (len(rows) - 1 - i) * row_height
-        x, y = (left - 0.1, bottom + row_height / 2) / size
+        middle = MARGIN + (len(rows) - i - 0.5) * row_height
+        x, y = (left - 0.1, middle) / size
         figure.text(x, y, label, fontsize=LABEL, ha="right", va="center")
         for j, image in enumerate(images):
-            lower_left = (left + (j + GAP / 2) * cell, bottom + GAP / 2 * row_height) / size
-            extent = (1 - GAP) * np.array([cell, row_height]) / size
-            axes = figure.add_axes((*lower_left, *extent))
+            extent = (1 - GAP) * np.array([cell, image_height])
+            lower_left = np.array([left + (j + 0.5) * cell, middle]) - extent / 2
+            axes = figure.add_axes((*(lower_left / size), *(extent / size)))
             axes.set_axis_off()
             pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
             axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")

@@ -37,7 +37,7 @@ class Registry:
     """The runs that a report counts, datasets by their short names, and what it leaves out.
 
     ``training`` is in the catalogue's order of datasets, then by seed. Tags of all have
-    ``family``, the family of their dataset.
+    ``family``, the family of their dataset, and ``catalogued``, its name in the catalogue.
     """
 
     training: tuple[RunInfo, ...]
@@ -95,7 +95,8 @@ def read_registry(store: Store) -> Registry:
 def _short(run: RunInfo) -> RunInfo:
     dataset = run.tags.get("dataset", "")
     family = lookup(dataset).family if dataset in CATALOG or dataset[:7] == "folder:" else ""
-    return replace(run, tags={**run.tags, "dataset": slug_of(dataset), "family": family})
+    own = {"dataset": slug_of(dataset), "family": family, "catalogued": dataset}
+    return replace(run, tags={**run.tags, **own})
 
 
 def seed_of(run: RunInfo) -> int:

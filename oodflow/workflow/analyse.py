@@ -13,6 +13,7 @@ import numpy as np
 from rich.table import Table
 
 from oodflow import console
+from oodflow.data.catalog import slug_of
 from oodflow.errors import UserError, unknown_name
 from oodflow.experiment import AUTO
 from oodflow.options import Analysis, pick
@@ -209,7 +210,8 @@ def _show(made: Sequence[RunInfo]) -> None:
     columns = sorted({column for cells in found for _, column in cells})
     table = Table("model", "dataset", "loss", "seed", "", *columns, title=title)
     for run, cells in zip(made, found, strict=True):
-        facts = [run.tags[tag] for tag in ("model", "dataset", "outlier_loss", "seed")]
+        tags = run.tags
+        facts = [tags["model"], slug_of(tags["dataset"]), tags["outlier_loss"], tags["seed"]]
         for row in sorted({row for row, _ in cells}):
             table.add_row(*facts, row, *(cells.get((row, column), "–") for column in columns))
     console.show(table)

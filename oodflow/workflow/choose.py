@@ -25,11 +25,14 @@ TUNABLE = ("temperature", "outlier_weight", "margin")
 """Options that take the word ``tuned``."""
 
 
-def _newest(
-    store: Store, tags: dict[str, str], fits: Callable[[RunInfo], bool] = lambda run: True
-) -> RunInfo | None:
+def _models(store: Store, tags: dict[str, str]) -> list[RunInfo]:
+    """Registered runs that hold a model, the newest first: evaluations have the same tags."""
     found = runs.find(store, {"registered": "true", **tags}, status="FINISHED")
-    return next((run for run in found if fits(run)), None)
+    return [run for run in found if run.tags["kind"] in ("train", "finetune")]
+
+
+def _newest(store: Store, tags: dict[str, str], fits: Callable[[RunInfo], bool]) -> RunInfo | None:
+    return next((run for run in _models(store, tags) if fits(run)), None)
 
 
 def _of_model(model: Model) -> Callable[[RunInfo], bool]:
@@ -82,8 +85,7 @@ def newest_general(store: Store, dataset: str, model: Model) -> RunInfo | None:
     Of several sets the first that has one counts; a user's own general folder comes last.
     """
     tags = {"role": "general", "model": model.name, "outlier_loss": "none", "init": "scratch"}
-    found = runs.find(store, {"registered": "true", **tags}, status="FINISHED")
-    fitting = list(filter(_of_model(model), found))
+    fitting = list(filter(_of_model(model), _models(store, tags)))
     for general in general_sets(dataset):
         for run in fitting:
             if run.tags["dataset"] == general:
@@ -135,14 +137,14 @@ def tuned(
         return dict(given), {}
     loss = given["outlier_loss"]
     tags = {"kind": "tune", "dataset": dataset, "model": given["model"], "outlier_loss": loss}
-    study = _newest(store, tags) if loss != "none" else None
-    if study is None:
+    studies = runs.find(store, {"registered": "true", **tags}, status="FINISHED")
+    if loss == "none" or not studies:
         raise UserError(
             f"no registered study of the {loss} loss with {given['model']} on {dataset}; make one: "
             f"oodflow tune --dataset {dataset} --model {given['model']} "
             f"--outlier-loss {'binary' if loss == 'none' else loss}"
         )
-    values = dict(given)
+    study, values = studies[0], dict(given)
     for name in names:
         if f"best_{name}" not in study.tags:
             raise UserError(f"study {study.tags['study']} did not search {name}; give its value")
@@ -169,8 +171,7 @@ def diff_outlier_general(store: Store, run: RunInfo) -> RunInfo | None:
 
 def in_distribution_runs(store: Store) -> list[RunInfo]:
     """The newest registered in-distribution run of each experiment, oldest first."""
-    found = runs.find(store, {"registered": "true", "role": "in_distribution"}, status="FINISHED")
     newest: dict[str, RunInfo] = {}
-    for run in found:
+    for run in _models(store, {"role": "in_distribution"}):
         newest.setdefault(run.tags["spec"], run)
     return list(reversed(newest.values()))

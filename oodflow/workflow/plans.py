@@ -141,7 +141,9 @@ def parse_plan(source: str, text: str) -> RunPlan:
         raise UserError(f"{source}: the plan has no {lacking[0]}")
     seeds = _list(source, "seeds", plan["seeds"])
     if not all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds):
-        raise UserError(f"{source}: seeds is {seeds!r}; write whole numbers from 0, as in [1, 2, 3]")
+        raise UserError(
+            f"{source}: seeds is {seeds!r}; write whole numbers from 0, as in [1, 2, 3]"
+        )
     known = {name: each for entry in RUN_OPTIONS for name, each in options_in_plans(entry).items()}
     values = _mapping(source, "values", plan.get("values"))
     shared = _keys(source, "with", plan.get("with"), known, "option")
@@ -166,9 +168,9 @@ def _step(
             f"{source}: step {number} has the name {name!r}; give it one of its own, without commas"
         )
     where = f"{source}, step {name}"
-    entry_point = step.get("entry_point")
+    entry_point = str(step.get("entry_point"))
     if entry_point not in RUN_OPTIONS:
-        raise UserError(f"{where}: {unknown_name('entry point', str(entry_point), RUN_OPTIONS)}")
+        raise UserError(f"{where}: {unknown_name('entry point', entry_point, RUN_OPTIONS)}")
     known = options_in_plans(entry_point)
     of_it = f"option of {entry_point}"
     own = _keys(where, "with", step.get("with"), known, of_it)
@@ -253,16 +255,12 @@ def _value(where: str, option: Option, value: Any, values: Mapping[str, Any]) ->
     if type(value) is not option.kind:
         wanted = ", ".join((KINDS[option.kind], *words))
         raise UserError(f"{where}: {option.name} is {value!r}; it takes {wanted}")
-    if option.choices and value not in option.choices:
-        raise UserError(f"{where}: {unknown_name(option.name, value, option.choices)}")
-    if option.name in DATASETS and value != AUTO:
-        for name in value.split(","):
-            _known_dataset(where, name.strip())
-    return value
-
-
-def _known_dataset(where: str, name: str) -> None:
     try:
-        lookup(name)
+        if option.choices and value not in option.choices:
+            raise unknown_name(option.name, str(value), option.choices)
+        if option.name in DATASETS and value != AUTO:
+            for name in str(value).split(","):
+                lookup(name.strip())
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+    return value

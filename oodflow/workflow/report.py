@@ -29,6 +29,9 @@ from oodflow.workflow.training_run import ended_on_error
 
 __all__ = ["command", "write_report"]
 
+NUMBERS = ("auroc/", "bpd/")
+"""Metrics without which there is nothing to report."""
+
 FORMATS = {"md": to_markdown, "tex": to_latex, "csv": to_csv}
 
 
@@ -54,7 +57,7 @@ def write_report(store: Store, chosen: Reporting) -> None:
         raise UserError(f"bootstrap is {chosen.bootstrap}; it must be 0 or a number of resamples")
     out = Path(chosen.out)
     registry = read_registry(store)
-    if not runs_behind(all_tables(registry, published=False).values()):
+    if not any(name.startswith(NUMBERS) for run in registry.training for name in run.metrics):
         raise UserError("no registered run to report; make some: oodflow main")
     record = runs.start(
         store, "report", {"kind": "report", "registered": "false"}, claimed=claimed_run()
@@ -142,13 +145,7 @@ def _link(store: Store, run: RunInfo | None, run_id: str) -> RunLink:
 def _write(document: Document, registry: Registry, out: Path) -> None:
     """The report's files next to its figures."""
     known = _by_id(registry)
-    facts = {
-        run_id: {
-            "git_commit": known[run_id].commit,
-            "weights_digest": known[run_id].tags.get("weights", ""),
-        }
-        for run_id in runs_behind(document.tables.values())
-    }
+    facts = {run_id: _facts(known, run_id) for run_id in runs_behind(document.tables.values())}
     origin = provenance(document.tables, facts)
     text = json.dumps(origin, indent=1, ensure_ascii=False, allow_nan=False)
     (out / "provenance.json").write_text(text + "\n")
@@ -157,6 +154,13 @@ def _write(document: Document, registry: Registry, out: Path) -> None:
             (out / "tables" / f"{name}.{extension}").write_text(render(table))
     (out / "report.md").write_text(to_markdown_document(document))
     (out / "report.html").write_text(to_html(document))
+
+
+def _facts(known: Mapping[str, RunInfo], run_id: str) -> dict[str, str]:
+    """A run's git commit, and the digest of the weights that its numbers are of; "" if unknown."""
+    tags = known[run_id].tags
+    model = known.get(tags.get("evaluated", tags.get("analysed", run_id)), known[run_id])
+    return {"git_commit": known[run_id].commit, "weights_digest": model.tags.get("weights", "")}
 
 
 def _show(document: Document) -> None:

@@ -119,7 +119,7 @@ def test_a_users_folder_is_finetuned_on_and_evaluated_against_another(trained):
     assert f"auroc/{against}/diff" in runs.get(store, run.run_id).metrics
     outcome = trained.oodflow("report")
     assert outcome.code == 0, outcome.err
-    with (trained.folder / "report" / "tables" / "detection.csv").open() as file:
+    with (trained.folder / "report" / "tables" / "further-folder.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["In-dist"] == slug]
     cells = {(row["Out-dist"], row["column"]): row for row in rows if row["n"] == "1"}
     assert float(cells[against, "Diff"]["mean"]) == pytest.approx(

@@ -64,7 +64,7 @@ def test_a_density_trains_finetunes_and_is_scored_against_its_general_model(
     )
     report = blank.oodflow("report")
     assert report.code == 0, report.err
-    assert f"detection-{model}" in {
+    assert f"detection-sketch-{model}" in {
         path.stem for path in (blank.folder / "report/tables").iterdir()
     }
 
@@ -147,7 +147,7 @@ def test_training_fold_inliers_are_named_as_such(trained) -> None:
     assert record.metrics["train_fold/auroc/sketch-digits/raw"] == pytest.approx(
         auroc(own.log_prob, other.log_prob)
     )
-    assert "(training fold)" in trained.oodflow("report").out
+    assert "training-fold inliers" in trained.oodflow("report").out
 
 
 def test_a_compressor_is_not_trained(blank) -> None:
@@ -159,9 +159,11 @@ def test_the_report_correlates_the_likelihoods_of_families(trained, tiny) -> Non
     for command in ("train", "finetune"):
         outcome = trained.oodflow(command, *arguments(tiny, "glow-local"))
         assert outcome.code == 0, outcome.err
+    assert trained.oodflow("analyse", "--what", "correlation").code == 0
     assert trained.oodflow("report").code == 0
-    frame = pd.read_csv(trained.folder / "report/tables/model-correlation.csv")
-    row = frame[frame.column == "sketch-digits"].iloc[0]
+    frame = pd.read_csv(trained.folder / "report/tables/model-correlation-sketch.csv")
+    of_pair = (frame["First"] == "glow") & (frame["Second"] == "glow-local")
+    row = frame[of_pair & (frame.column == "sketch-digits")].iloc[0]
     pair = [
         table(trained, newest(trained, kind="finetune", outlier_loss="none", model=model,
                               role="in_distribution", seed="1"), "sketch-digits").log_prob

@@ -277,7 +277,7 @@ def test_the_description_of_a_detector_holds_its_table_as_it_is_in_the_metrics(s
 
 def test_cells_of_the_report_are_means_over_the_runs_they_name(workspace, store):
     codes = {"Raw": "raw", "4×4": "last_scale", "Diff": "diff", "Diff†": "diff_outlier"}
-    text = (workspace.folder / "report" / "tables" / "detection.csv").read_text()
+    text = (workspace.folder / "report" / "tables" / "detection-sketch.csv").read_text()
     rows = [row for row in csv.DictReader(text.splitlines()) if row["Out-dist"] in OODS]
     assert len(rows) == len(OODS) * 2 * len(codes)
     for row in rows:
@@ -301,7 +301,7 @@ def test_the_report_is_kept_as_a_run_with_its_files_and_text(workspace, store):
         assert {path.split("/")[1] for path in runs.list_artifacts(store, record.run_id, kind)} == (
             names
         )
-    assert {"detection.md", "detection.tex", "detection.csv"} <= {
+    assert {"detection-sketch.md", "detection-sketch.tex", "detection-sketch.csv"} <= {
         path.name for path in (folder / "tables").iterdir()
     }
 
@@ -313,11 +313,11 @@ def test_a_second_call_trains_nothing_and_rewrites_the_report(trained, tiny, mod
     report = trained.folder / "report" / "report.md"
     before = report.read_text()
     report.write_text("old")
-    (trained.folder / "report" / "tables" / "detection.csv").unlink()
+    (trained.folder / "report" / "tables" / "detection-sketch.csv").unlink()
     outcome = trained.oodflow("main", "--seeds", "1,2", *tiny)
     assert outcome.code == 0
     assert report.read_text() == before
-    assert (trained.folder / "report" / "tables" / "detection.csv").is_file()
+    assert (trained.folder / "report" / "tables" / "detection-sketch.csv").is_file()
     found = runs.find(trained.store(), {})
     kinds = [run.tags["kind"] for run in found]
     assert {kind: kinds.count(kind) for kind in kinds} == {"report": 2, "finetune": 6, "train": 1}

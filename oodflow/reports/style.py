@@ -3,10 +3,13 @@
 import math
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 __all__ = [
     "LABEL",
@@ -16,6 +19,7 @@ __all__ = [
     "WIDTH",
     "check_frame",
     "legend_below",
+    "text_height",
     "text_width",
     "wrapped",
 ]
@@ -29,32 +33,49 @@ TITLE, LABEL, SMALL = 11.0, 9.0, 8.0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 """Told apart without colour. One more than colours, so that pairs of both repeat late."""
 
-CHARACTER = 0.62
-"""Width of an average character of the sans-serif font by the font's size, rounded up."""
+
+def text_width(text: str, size: float) -> float:
+    """Inches that the longest line of the text takes, in a font of so many points."""
+    widths = (sum(map(_character_width, line)) for line in text.splitlines())
+    return max(widths, default=0.0) * size / 72
+
+
+@cache
+def _character_width(character: str) -> float:
+    """As a share of the font's size, with the space to the next character."""
+    # The width of a text is that of its ink: repeated, the space at its ends counts for little.
+    count = 20
+    font = FontProperties(size=1)
+    width, _, _ = text_to_path.get_text_width_height_descent(count * character, font, ismath=False)
+    return width / count
 
 
 def wrapped(text: str, inches: float, size: float) -> str:
-    """The text in lines no wider than so many inches, for a font of so many points.
+    """The text in lines no wider than so many inches, in a font of so many points.
 
     Words stay whole, also those with hyphens, as far as they fit.
 
-    >>> wrapped("sketch-shapes vs sketch-letters", 1.9, 9.0)
+    >>> wrapped("sketch-shapes vs sketch-letters", 1.5, 9.0)
     'sketch-shapes vs\\nsketch-letters'
     """
-    characters = max(1, int(72 * inches / (CHARACTER * size)))
-    too_long = any(len(word) > characters for word in text.split())
-    return textwrap.fill(text, characters, break_on_hyphens=too_long)
+    for characters in range(max(len(text), 1), 0, -1):
+        too_long = any(len(word) > characters for word in text.split())
+        lines = textwrap.fill(text, characters, break_on_hyphens=too_long)
+        if text_width(lines, size) <= inches:
+            break
+    return lines
 
 
-def text_width(text: str, size: float) -> float:
-    """Inches that the longest line of the text takes, at most about."""
-    return max(map(len, text.splitlines()), default=0) * CHARACTER * size / 72
+def text_height(text: str, size: float) -> float:
+    """Inches that the lines of the text take, 1.3 times the font's size each."""
+    return len(text.splitlines()) * 1.3 * size / 72
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist], *, handle_length: float) -> None:
     """One legend under all panels, in as few rows as the figure's width allows.
 
-    ``handle_length`` is the length of the drawn lines or markers, in units of the font's size.
+    The figure grows by the legend's height, so that its panels keep theirs. ``handle_length`` is
+    the length of the drawn lines or markers, in units of the font's size.
     """
     for rows in range(1, len(handles) + 1):
         legend = figure.legend(
@@ -66,7 +87,9 @@ def legend_below(figure: Figure, handles: Sequence[Artist], *, handle_length: fl
             handlelength=handle_length,
             columnspacing=1.4,
         )
-        if legend.get_window_extent().width <= figure.bbox.width or rows == len(handles):
+        extent = legend.get_window_extent()
+        if extent.width <= figure.bbox.width or rows == len(handles):
+            figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)
             return
         legend.remove()
 
