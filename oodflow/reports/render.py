@@ -67,7 +67,10 @@ def cell_text(cell: Entry | None, measure: Measure) -> str:
         return f"{change:+.{measure.digits}f}".replace("-", "−")
 
     def shown(value: float) -> str:
-        return f"{value * measure.scale:.{measure.digits}f}"
+        # Adding 0 makes a negative zero positive.
+        return f"{round(value * measure.scale, measure.digits) + 0.0:.{measure.digits}f}".replace(
+            "-", "−"
+        )
 
     spread = DASH if cell.count == 1 else shown(cell.std)
     seeds = "" if cell.count in (1, USUAL_SEEDS) else f" [n={cell.count}]"

@@ -4,6 +4,7 @@ A training costs seconds per update, and any other task seconds as a whole. Trai
 where :data:`DECISIVE` parameters agree.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Iterable, Mapping
@@ -12,15 +13,13 @@ from dataclasses import replace
 import torch
 
 from oodflow.data.batches import Batches
-from oodflow.data.catalog import lookup
 from oodflow.data.images import Images
-from oodflow.experiment import AUTO, Experiment, Loss, parameters
-from oodflow.presets import architecture, build_experiment
+from oodflow.experiment import Experiment, parameters
 from oodflow.tracking import runs
 from oodflow.tracking.store import Store
 from oodflow.training.loop import Trainer, new_model
 from oodflow.workflow.task_runs import TIMED_ON
-from oodflow.workflow.tasks import TRAINING, Task
+from oodflow.workflow.tasks import TRAINING, Task, outline
 
 __all__ = [
     "Kind",
@@ -53,28 +52,14 @@ SECONDS = 15.0
 FEW = 8
 """Images of the first update, which tells how long one of a whole batch would take."""
 
-RECORDS = ("evaluate", "analyse", "report")
-
-
-def outline(task: Task) -> Experiment:
-    """The experiment of a training as far as the options tell it: without hashes and digests."""
-    given = task.options
-    default = "sketch-shapes" if task.entry_point == "finetune" else "sketch-general"
-    facts = lookup(default if given["dataset"] == AUTO else given["dataset"])
-    classifier = given["model"] == "wide-resnet"
-    model = architecture(given, facts.channels)
-    return build_experiment(
-        given,
-        dataset=facts.name,
-        digest="",
-        role=facts.role,
-        train_size=facts.train_size,
-        model=replace(model, classes=facts.classes if given.get("supervised") else 0),
-        loss=Loss("classifier" if classifier else given.get("outlier_loss", "none"), "", 1e3, 1.0),
-        init="scratch" if task.entry_point == "train" else "general",
-        general="",
-        seed=0,
-    )
+UNITS = (
+    ("ms", 1e-3, 1.0),
+    ("s", 1.0, 120.0),
+    ("min", 60.0, 7200.0),
+    ("h", 3600.0, 172_800.0),
+    ("days", 86_400.0, math.inf),
+)
+"""Unit, its seconds, and the duration from which on the next one is used."""
 
 
 def kind_of(task: Task) -> Kind:
@@ -108,15 +93,12 @@ def cost(tasks: Iterable[Task], known: Mapping[Kind, float]) -> tuple[float, int
 def known_costs(store: Store, device: str) -> dict[Kind, float]:
     """Median seconds an update of the registered trainings made on a device, each in one go.
 
-    With their evaluation. Also the median seconds of evaluations, analyses and reports.
+    Their evaluation is in it.
     """
     found: dict[Kind, list[float]] = {}
     for run in runs.find(store, {TIMED_ON: device, "registered": "true"}, status="FINISHED"):
         steps = int(run.params["optimisation.steps"])
         found.setdefault(_decisive(run.params), []).append(run.seconds / steps)
-    for kind in RECORDS:
-        for run in runs.find(store, {"kind": kind}, status="FINISHED"):
-            found.setdefault((kind,), []).append(run.seconds)
     return {kind: statistics.median(values) for kind, values in found.items()}
 
 
@@ -130,7 +112,7 @@ def measure(task: Task, device: torch.device) -> float:
     size = experiment.optimisation.batch_size
     few = min(size, FEW)
     projected = _seconds_an_update(experiment, few, 1, device) * size / few
-    return projected if projected > SECONDS else _seconds_an_update(experiment, size, 8, device)
+    return projected if projected > SECONDS else _seconds_an_update(experiment, size, 5, device)
 
 
 def _seconds_an_update(
@@ -173,9 +155,7 @@ def _random_batches(experiment: Experiment, seed: int, device: torch.device) -> 
 
 
 def describe_kind(kind: Kind) -> str:
-    """A kind in words, such as ``glow 4×32, binary``."""
-    if kind[0] in RECORDS:
-        return kind[0]
+    """A kind of training in words, such as ``glow 4×32, binary``."""
     name, depth, hidden, channels, classes, loss, _, precision = kind
     words = [f"{name} {depth}×{hidden}"]
     words += ["grey"] * (channels == "1") + [f"{classes} classes"] * (classes != "0")
@@ -189,10 +169,6 @@ def duration(seconds: float) -> str:
     >>> [duration(seconds) for seconds in (0.0412, 8.2, 95, 4020, 4e5)]
     ['41 ms', '8.2 s', '95 s', '67 min', '4.6 days']
     """
-    for unit, length, until in (("ms", 1e-3, 1), ("s", 1, 120), ("min", 60, 7200)):
-        if seconds < until:
-            break
-    else:
-        unit, length = ("h", 3600) if seconds < 172_800 else ("days", 86_400)
+    unit, length = next((unit, length) for unit, length, end in UNITS if seconds < end)
     amount = seconds / length
     return f"{amount:.{int(amount < 9.95)}f} {unit}"

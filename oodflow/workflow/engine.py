@@ -39,7 +39,7 @@ class Outcome:
     """there, interrupted, missing, each time, waiting, absent or failed."""
     run_id: str = ""
     reason: str = ""
-    """One line that says why it is waiting, absent or failed."""
+    """One line that says why it is waiting, absent or failed, or missing and bound to fail."""
     details: str = ""
     """The traceback of a failure that is not the user's."""
 
@@ -63,7 +63,7 @@ def look_up(session: Session, task: Task, outcomes: Mapping[str, Outcome]) -> Ou
         return Outcome(task, WAITING, reason=f"builds on {', '.join(dict.fromkeys(lacking))}")
     try:
         found = locate(_session_of(session, task), with_runs(task, _run_ids(task, outcomes)))
-    except UserError as error:
+    except Exception as error:
         # Whoever does the task meets the error again, and reports it as its failure.
         return Outcome(task, MISSING, reason=_one_line(error))
     return Outcome(task, found.state, found.run_id)
@@ -92,35 +92,25 @@ def carry_out(
     Of all tasks only the ``wanted`` ones are done, by their names. With ``keep_going`` the failure
     of a task keeps those from being done that build on it, without it the error is raised.
     """
-    wanted = [task.name for task in tasks] if wanted is None else wanted
     outcomes = survey(session, tasks)
     known = known_costs(session.store, device_name(session.device))
-    there = sum(outcomes[name].state == THERE for name in wanted)
+    chosen = [task for task in tasks if wanted is None or task.name in wanted]
+    there = sum(outcomes[task.name].state == THERE for task in chosen)
     if there:
-        console.say(f"{there} of {len(wanted)} tasks are there already")
+        console.say(f"{there} of {len(chosen)} tasks are there already")
     begin = time.monotonic()
-    number = 0
-    for position, task in enumerate(tasks):
-        if task.name not in wanted:
-            continue
-        number += 1
+    for number, task in enumerate(chosen, 1):
         # What was there is there; the rest may have changed by what was done since.
         if outcomes[task.name].state != THERE:
             outcomes[task.name] = look_up(session, task, outcomes)
         if outcomes[task.name].state not in (MISSING, INTERRUPTED, EACH_TIME):
             continue
-        left = [
-            each
-            for each in tasks[position:]
-            if each.name in wanted and outcomes[each.name].state != THERE
-        ]
-        place = f"[{number}/{len(wanted)}] {task.entry_point} · {task.name}"
-        console.say(place + _times(time.monotonic() - begin, *cost(left, known)))
         started = time.monotonic()
-        if keep_going:
-            outcomes[task.name] = attempt(session, task, outcomes)
-        else:
-            outcomes[task.name] = _done(session, task, outcomes)
+        left = [each for each in chosen[number - 1 :] if outcomes[each.name].state != THERE]
+        place = f"[{number}/{len(chosen)}] {task.entry_point} · {task.name}"
+        console.say(place + _times(started - begin, *cost(left, known)))
+        do = attempt if keep_going else _done
+        outcomes[task.name] = do(session, task, outcomes)
         if outcomes[task.name].state == FAILED:
             console.error(f"{task.name}: {outcomes[task.name].reason}")
         else:

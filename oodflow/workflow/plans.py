@@ -135,7 +135,7 @@ def parse_plan(source: str, text: str) -> RunPlan:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{source} is not valid YAML: {error}") from error
-    plan = _keys(source, "the plan", content, PLAN_KEYS)
+    plan = _keys(source, "the plan", content, PLAN_KEYS, "key")
     lacking = [key for key in ("title", "seeds", "steps") if not plan.get(key)]
     if lacking:
         raise UserError(f"{source}: the plan has no {lacking[0]}")
@@ -161,13 +161,13 @@ def _step(
     values: Mapping[str, Any],
     before: Sequence[str],
 ) -> Step:
-    step = _keys(source, f"step {number}", content, STEP_KEYS)
-    name = step.get("name")
+    name = _mapping(source, f"step {number}", content).get("name")
     if not isinstance(name, str) or not name or "," in name or name in before:
         raise UserError(
             f"{source}: step {number} has the name {name!r}; give it one of its own, without commas"
         )
     where = f"{source}, step {name}"
+    step = _keys(where, "keys", content, STEP_KEYS, "key")
     entry_point = str(step.get("entry_point"))
     if entry_point not in RUN_OPTIONS:
         raise UserError(f"{where}: {unknown_name('entry point', entry_point, RUN_OPTIONS)}")
@@ -206,15 +206,12 @@ def _mapping(where: str, what: str, content: Any) -> dict[str, Any]:
     return content
 
 
-def _keys(
-    where: str, what: str, content: Any, known: Iterable[str], kind: str = "key"
-) -> dict[str, Any]:
+def _keys(where: str, what: str, content: Any, known: Iterable[str], kind: str) -> dict[str, Any]:
     """A mapping whose names are all known."""
-    found = _mapping(where, what, content)
-    names = tuple(known)
+    found, names = _mapping(where, what, content), tuple(known)
     for key in found:
         if key not in names:
-            raise UserError(f"{where}, {what}: {unknown_name(kind, key, names)}")
+            raise UserError(f"{where}: {unknown_name(kind, key, names)}")
     return found
 
 

@@ -93,6 +93,7 @@ def _general_sets(session: Session, plan: RunPlan, given: str) -> dict[str, str]
     if lookup(name).role != "general":
         raise UserError(f"{name} is no general set; for a folder write folder:PATH?role=general")
     if given == AUTO and not session.present(name):
+        # Every colour set of the paper has the same ones, in the order of their breadth.
         name = first_present(session, lookup("cifar10").generals) or name
         console.say(f"general set: {name}, since {own} is not there; general_set names another")
     return {
@@ -128,7 +129,7 @@ def _by_step(made: Iterable[Outcome], costs: Mapping[Kind, float] | None = None)
     everything = [each for outcomes in steps.values() for each in outcomes]
     states = [state for state in STATES if any(each.state == state for each in everything)]
     columns = ("step", "entry point", "tasks", *states)
-    table = Table(*columns, *(("time",) if costs is not None else ()))
+    table = Table(*columns, *(("training time",) if costs is not None else ()))
     rows = [(name, outcomes[0].task.entry_point, outcomes) for name, outcomes in steps.items()]
     for name, entry_point, outcomes in [*rows, ("all", "", everything)]:
         counts = Counter(each.state for each in outcomes)
@@ -141,11 +142,9 @@ def _by_step(made: Iterable[Outcome], costs: Mapping[Kind, float] | None = None)
 
 
 def _time(outcomes: Iterable[Outcome], costs: Mapping[Kind, float]) -> str:
-    """Time that what is not there takes; a question mark behind it where it is not all known."""
-    seconds, unknown = cost((each.task for each in outcomes if each.state != THERE), costs)
-    if not seconds:
-        return "?" if unknown else ""
-    return duration(seconds) + " + ?" * (unknown > 0)
+    """Time that the trainings take that are not there, as far as it is known."""
+    seconds, _ = cost((each.task for each in outcomes if each.state != THERE), costs)
+    return duration(seconds) if seconds else ""
 
 
 def _reasons(lacking: Iterable[Outcome]) -> Table:
@@ -161,24 +160,26 @@ def _show_dry_run(session: Session, tasks: Sequence[Task], wanted: Sequence[Task
     outcomes = [found[task.name] for task in wanted]
     device = device_name(session.device)
     from_runs = known_costs(session.store, device)
-    missing = {kind_of(each.task): each.task for each in outcomes if each.state != THERE}
+    missing = {
+        kind_of(each.task): each.task
+        for each in outcomes
+        if each.state != THERE and each.task.entry_point in TRAINING
+    }
     measured = {}
     for kind, task in missing.items():
-        if kind not in from_runs and task.entry_point in TRAINING:
+        if kind not in from_runs:
             console.say(f"measuring an update of {describe_kind(kind)} on {device}")
             measured[kind] = measure(task, session.device)
     console.show(_by_step(outcomes, {**from_runs, **measured}))
+    if missing:
+        console.say("evaluations, analyses and reports take some seconds to minutes each on top")
     for costs, whence in (
         (from_runs, "from registered runs, evaluation included"),
         (measured, "measured now on random images, without evaluation"),
     ):
-        said = [
-            f"{describe_kind(kind)} {duration(costs[kind])}"
-            for kind, task in missing.items()
-            if kind in costs and task.entry_point in TRAINING
-        ]
+        said = [f"{describe_kind(k)} {duration(costs[k])}" for k in missing if k in costs]
         if said:
-            console.say(f"time of an update, {whence}: {'; '.join(said)}")
+            console.say(f"time of an update on {device}, {whence}: {'; '.join(said)}")
     for each in outcomes:
         if each.state == MISSING and each.reason:
             console.say(f"{each.task.name} cannot be done yet: {each.reason}")

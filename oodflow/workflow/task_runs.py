@@ -25,7 +25,7 @@ from oodflow.workflow.scoring import evaluate_run
 from oodflow.workflow.session import Session
 from oodflow.workflow.tasks import SUBJECT, TRAINING, Task
 from oodflow.workflow.train import finish, scratch_plan
-from oodflow.workflow.training_run import Plan
+from oodflow.workflow.training_plan import Plan
 
 __all__ = [
     "EACH_TIME",

@@ -5,12 +5,14 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from oodflow.data.catalog import slug_of
+from oodflow.data.catalog import lookup, slug_of
 from oodflow.errors import UserError, unknown_name
+from oodflow.experiment import AUTO, Experiment, Loss
 from oodflow.options import ENTRY_POINTS
+from oodflow.presets import architecture, build_experiment
 from oodflow.workflow.plans import RunPlan, Step
 
-__all__ = ["SUBJECT", "TRAINING", "Task", "expand", "with_runs"]
+__all__ = ["SUBJECT", "TRAINING", "Task", "expand", "outline", "with_runs"]
 
 TRAINING = ("train", "finetune")
 """Entry points whose tasks are trainings: they have a seed."""
@@ -73,9 +75,43 @@ def expand(
                 for name, listed in step.each.items()
             },
         )
-        made = _tasks(plan.source, filled, tuple(seeds) or plan.seeds, tuple(tasks))
-        tasks += [replace(task, options=_all_options(task, overrides or {})) for task in made]
+        for task in _tasks(plan.source, filled, tuple(seeds) or plan.seeds, tuple(tasks)):
+            tasks.append(replace(task, options=_all_options(task, overrides or {})))
+            _check(plan.source, tasks[-1])
     return tuple(tasks)
+
+
+def _check(source: str, task: Task) -> None:
+    """Find what is wrong with a training's options before anything is trained."""
+    if task.entry_point in TRAINING:
+        try:
+            outline(task)
+        except UserError as error:
+            raise UserError(f"{source}, step {task.step}: {error}") from error
+
+
+def outline(task: Task) -> Experiment:
+    """The experiment of a training as far as its options tell it: without hashes and digests.
+
+    Raises UserError where they contradict each other or are out of range.
+    """
+    given = task.options
+    default = "sketch-shapes" if task.entry_point == "finetune" else "sketch-general"
+    facts = lookup(default if given["dataset"] == AUTO else given["dataset"])
+    classifier = given["model"] == "wide-resnet"
+    model = architecture(given, facts.channels)
+    return build_experiment(
+        given,
+        dataset=facts.name,
+        digest="",
+        role=facts.role,
+        train_size=facts.train_size,
+        model=replace(model, classes=facts.classes if given.get("supervised") else 0),
+        loss=Loss("classifier" if classifier else given.get("outlier_loss", "none"), "", 1e3, 1.0),
+        init="scratch" if task.entry_point == "train" else "general",
+        general="",
+        seed=0,
+    )
 
 
 def with_runs(task: Task, run_ids: Mapping[str, str]) -> Task:
@@ -143,10 +179,9 @@ def _fitting(
         task for task in candidates if all(value in values for value in task.each.values())
     ]
     if len(fitting) != 1:
-        there = ", ".join(task.name for task in fitting or candidates) or "none of this seed"
-        raise UserError(
-            f"{source}: {name} takes its {option} from one run, but {len(fitting)} fit: {there}"
-        )
+        names = ", ".join(task.name for task in fitting or candidates)
+        found = f"{len(fitting)} fit: {names}" if fitting else f"none fits: {names or 'no run'}"
+        raise UserError(f"{source}: {name} takes its {option} from one run, but {found}")
     return fitting[0]
 
 

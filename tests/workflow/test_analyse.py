@@ -27,6 +27,9 @@ FAMILIES = ("glow", "glow-local", "pixelcnn")
 def prepared(quickstart, tiny, tmp_path_factory):
     """The quickstart's Glow for two seeds, two families without scales for one, a classifier."""
     workspace = quickstart[0].clone(tmp_path_factory.mktemp("analyse") / "workspace")
+    # What the quickstart analyses itself is out of the way.
+    for run in runs.find(workspace.store(), {"kind": "analyse"}):
+        workspace.store().client.delete_run(run.run_id)
     families = {"glow-local": ["--hidden", "8"], "pixelcnn": ["--hidden", "4"]}
     commands = [(name, model) for model in families for name in ("train", "finetune")]
     families["wide-resnet"] = ["--hidden", "1", "--depth", "10"]
@@ -335,6 +338,18 @@ def test_of_equal_models_the_newest_is_analysed(changeable, tiny):
     [own] = runs.find(store, {"analysed": twin})
     [other] = runs.find(store, {"analysed": new.run_id})
     assert own.tags["spec"] == other.tags["spec"] and own.metrics == other.metrics
+
+
+def test_the_other_families_are_represented_by_their_newest_model(changeable, tiny):
+    store = changeable.store()
+    [older] = model_runs(store, model="glow-local")
+    assert changeable.oodflow("finetune", *tiny, "--model", "glow-local").code == 0
+    [new] = [each for each in model_runs(store, model="glow-local") if each.run_id != older.run_id]
+    [run] = model_runs(store, model="glow", seed="1", outlier_loss="none")
+    assert changeable.oodflow(*WORDS, "--what", "correlation", "--run", run.run_id).code == 0
+    [made] = runs.find(store, {"kind": "analyse"})
+    others = made.tags["other_runs"].split()
+    assert new.run_id in others and older.run_id not in others
 
 
 def test_one_analysis_of_one_run_is_the_run_that_mlflow_has_made(changeable):

@@ -218,7 +218,8 @@ def test_a_damaged_checkpoint_is_refused_with_its_run(workspace, detector, damag
 
 def test_a_damaged_score_table_is_refused_with_its_run_or_made_anew(trained):
     store = trained.store()
-    run = runs.find(store, {"dataset": "sketch-shapes", "outlier_loss": "none"})[0]
+    kept = {"kind": "finetune", "dataset": "sketch-shapes", "outlier_loss": "none"}
+    run = runs.find(store, kept)[0]
     path = f"mlruns/*/{run.run_id}/artifacts/scores/sketch-digits-test.parquet"
     [file] = trained.folder.glob(path)
     file.write_bytes(file.read_bytes()[:-100])

@@ -5,6 +5,7 @@ Also what reads them: a second call, the report, ``runs``, ``evaluate``.
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 
 import mlflow
@@ -25,6 +26,7 @@ TRAIN = ("bpd", "outlier_loss", "dropped_images", "skipped_batches", "skipped_up
 KEYS = ("kind", "dataset", "role", "outlier_loss", "outlier_dataset", "init", "seed")
 
 GENERAL = ("train", "sketch-general", "general", "none", "", "scratch", "1")
+PLAIN = ("finetune", "sketch-shapes", "in_distribution", "none", "", "general", "1")
 EXPECTED = {
     GENERAL,
     *(
@@ -52,14 +54,19 @@ def store(workspace):
 @pytest.fixture(scope="module")
 def models(store):
     """Every registered training run by its kind, dataset, …, seed."""
-    found = runs.find(store, {"registered": "true"})
-    return {tuple(run.tags[key] for key in KEYS): run for run in found}
+    return {tuple(run.tags[key] for key in KEYS): run for run in trainings(store)}
 
 
 @pytest.fixture(scope="module")
 def detectors(models):
     """The in-distribution models."""
     return [run for run in models.values() if run.tags["role"] == "in_distribution"]
+
+
+def trainings(store, **tags: str) -> list[runs.RunInfo]:
+    """Registered training runs with these tags, the newest first."""
+    found = runs.find(store, {"registered": "true", **tags})
+    return [run for run in found if run.tags["kind"] in ("train", "finetune")]
 
 
 def table(store, run_id: str, dataset: str) -> pd.DataFrame:
@@ -86,10 +93,15 @@ def test_nothing_is_left_behind_in_the_working_folder(workspace):
     assert not list((workspace.folder / ".oodflow").glob("*"))
 
 
-def test_there_is_one_run_a_model_and_seed_and_one_report(store, models):
+def test_there_is_one_run_a_model_and_seed_its_analyses_and_one_report(store, models):
     assert set(models) == EXPECTED
     everything = runs.find(store, {})
-    assert len(everything) == len(EXPECTED) + 1
+    analyses = [run for run in everything if run.tags.get("analysis")]
+    assert {run.tags["analysis"] for run in analyses} == {"fourier", "extremes"}
+    [analysed] = {run.tags["analysed"] for run in analyses}
+    assert analysed == models[PLAIN].run_id
+    # The two analyses have a parent.
+    assert len(analyses) == 2 and len(everything) == len(EXPECTED) + 2 + 1 + 1
     assert {run.status for run in everything} == {"FINISHED"}
     assert [run.tags["kind"] for run in everything][0] == "report"
 
@@ -319,9 +331,9 @@ def test_a_second_call_trains_nothing_and_rewrites_the_report(trained, tiny, mod
     assert report.read_text() == before
     assert (trained.folder / "report" / "tables" / "detection-sketch.csv").is_file()
     found = runs.find(trained.store(), {})
-    kinds = [run.tags["kind"] for run in found]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"report": 2, "finetune": 6, "train": 1}
-    assert len({run.tags["spec"] for run in found if run.registered}) == len(models)
+    kinds = Counter(run.tags["kind"] for run in found)
+    assert kinds == {"report": 2, "analyse": 3, "finetune": 6, "train": 1}
+    assert len({run.tags["spec"] for run in trainings(trained.store())}) == len(models)
 
 
 def test_main_under_mlflow_run_gives_every_model_a_run_of_its_own(trained, tiny):
@@ -330,7 +342,7 @@ def test_main_under_mlflow_run_gives_every_model_a_run_of_its_own(trained, tiny)
     claimed = store.client.create_run(store.experiment_id).info.run_id
     outcome = trained.oodflow("main", "--seeds", "3", *tiny, MLFLOW_RUN_ID=claimed)
     assert outcome.code == 0, outcome.err
-    new = [run for run in runs.find(store, {"seed": "3"}) if run.registered]
+    new = trainings(store, seed="3")
     assert len({run.tags["spec"] for run in new}) == 4
     assert claimed not in {run.run_id for run in new}
     assert runs.get(store, claimed).status == "FINISHED"
@@ -390,7 +402,7 @@ def test_runs_show_prints_tags_parameters_numbers_and_files(workspace, store, de
 
 def test_evaluating_again_scores_no_image_again(trained):
     store = trained.store()
-    run = runs.find(store, {"dataset": "sketch-shapes", "outlier_loss": "none"})[0]
+    run = trainings(store, dataset="sketch-shapes", outlier_loss="none")[0]
     scored = {file: file.stat().st_mtime_ns for file in trained.folder.rglob("*.parquet")}
     outcome = trained.oodflow("evaluate", "--run", run.run_id, "--limit", "64")
     assert outcome.code == 0, outcome.err
@@ -404,7 +416,7 @@ def test_evaluating_again_scores_no_image_again(trained):
 def test_one_run_evaluated_on_other_images_leaves_the_report_right(trained):
     """Tables of two runs may now be of other images; no figure or table may mix or stumble."""
     store = trained.store()
-    [run, *_] = runs.find(store, {"dataset": "sketch-shapes", "outlier_loss": "none"})
+    [run, *_] = trainings(store, dataset="sketch-shapes", outlier_loss="none")
     assert trained.oodflow("evaluate", "--run", run.run_id, "--limit", "100").code == 0
     outcome = trained.oodflow("report")
     assert outcome.code == 0, outcome.err
@@ -412,7 +424,7 @@ def test_one_run_evaluated_on_other_images_leaves_the_report_right(trained):
 
 def test_an_evaluation_against_one_dataset_keeps_the_mean_over_all_of_the_run(trained):
     store = trained.store()
-    run = runs.find(store, {"dataset": "sketch-shapes", "outlier_loss": "none"})[0]
+    run = trainings(store, dataset="sketch-shapes", outlier_loss="none")[0]
     words = ["--run", run.run_id, "--limit", "64", "--ood", "sketch-digits"]
     assert trained.oodflow("evaluate", *words).code == 0
     metrics = runs.get(store, run.run_id).metrics
@@ -423,7 +435,7 @@ def test_an_evaluation_against_one_dataset_keeps_the_mean_over_all_of_the_run(tr
 
 def test_an_evaluation_without_contrasts_needs_no_general_model(trained):
     store = trained.store()
-    run = runs.find(store, {"dataset": "sketch-shapes", "outlier_loss": "none"})[0]
+    run = trainings(store, dataset="sketch-shapes", outlier_loss="none")[0]
     words = ["--run", run.run_id, "--general", "none", "--general-outlier", "none"]
     outcome = trained.oodflow("evaluate", *words, "--limit", "64")
     assert outcome.code == 0
