@@ -59,6 +59,8 @@ class Document:
     pictures: tuple[Picture, ...]
     runs: Mapping[str, RunLink]
     """Run id → the run, of all that stand behind a cell or picture."""
+    links_need: str = ""
+    """What has to run for the links to open; for the page alone, as it is of this machine."""
 
 
 def to_markdown_document(document: Document) -> str:

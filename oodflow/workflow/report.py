@@ -93,8 +93,6 @@ def _make_folders(out: Path) -> None:
 def _document(store: Store, registry: Registry, chosen: Reporting, out: Path) -> Document:
     """Everything that the report shows; its figures are in ``figures/`` then."""
     notes = [f"{len(registry.training)} registered training runs", *registry.notes]
-    if store.ui_command:
-        notes.append(f"links to runs open in the MLflow UI: {store.ui_command}")
     if chosen.bootstrap:
         notes.append(
             "in brackets behind an AUROC its 95 % bootstrap interval over the test images, "
@@ -128,6 +126,7 @@ def _document(store: Store, registry: Registry, chosen: Reporting, out: Path) ->
         tables=tables,
         pictures=tuple(pictures),
         runs={run_id: _link(store, known.get(run_id), run_id) for run_id in dict.fromkeys(behind)},
+        links_need=store.ui_command,
     )
 
 
