@@ -3,6 +3,7 @@
 Only click is imported before a command runs, so that help comes at once.
 """
 
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 import click
 
-from oodflow.errors import UserError
+from oodflow.errors import ResourceError, UserError
 from oodflow.experiment import AUTO, Option
 from oodflow.options import ENTRY_POINTS, EntryPoint
 
@@ -39,7 +40,8 @@ Examples:
 
 Every entry point also runs as an MLflow project: mlflow run . -e finetune -P steps=20
 
-Exit codes: 0 done, 2 wrong input, 1 anything else, 130 interrupted (--resume goes on)."""
+Exit codes: 0 done, 2 wrong input, 1 anything else, 130 interrupted, 143 terminated by SIGTERM
+(--resume goes on, or the same command where it has no such option)."""
 
 
 class WordOr(click.ParamType):
@@ -113,7 +115,7 @@ for _name, _entry in ENTRY_POINTS.items():
 
 @cli.group(cls=Group)
 def runs() -> None:
-    """Look at the runs in the MLflow store."""
+    """Look at the runs in the MLflow store, and deliver what is kept for it."""
 
 
 @runs.command("list")
@@ -132,12 +134,29 @@ def runs_show(run: str) -> None:
     import_module("oodflow.workflow.runs").show_command(run)
 
 
+data_dir = click.option("--data-dir", default=AUTO, show_default=True, help="Folder of the data.")
+
+
+@runs.command("sync")
+@click.argument("run", default="")
+@click.option("--device", default=AUTO, show_default=True, help="cpu, cuda, …")
+@data_dir
+def runs_sync(**given: Any) -> int:
+    """Deliver what is kept in .oodflow/ of runs whose store was away: of one, or of all.
+
+    The store may be another one (MLFLOW_TRACKING_URI): what it does not know is made anew there.
+    A run whose training is over is then evaluated and registered.
+
+    \b
+    Example:
+      oodflow runs sync
+    """
+    return import_module("oodflow.workflow.sync").command(given)
+
+
 @cli.group(cls=Group)
 def datasets() -> None:
     """Look at the datasets, and prepare them."""
-
-
-data_dir = click.option("--data-dir", default=AUTO, show_default=True, help="Folder of the data.")
 
 
 @datasets.command("list")
@@ -233,8 +252,16 @@ def bench(**given: Any) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit with the contract's codes."""
-    sys.exit(guarded(lambda: cli.main(arguments, prog_name="oodflow", standalone_mode=False)))
+    """Run the command line, exit with the contract's codes; SIGTERM interrupts as Ctrl-C does."""
+    terminated = []
+
+    def interrupt(*_: Any) -> None:
+        terminated.append(True)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    code = guarded(lambda: cli.main(arguments, prog_name="oodflow", standalone_mode=False))
+    sys.exit(143 if code == 130 and terminated else code)
 
 
 def guarded(run: Callable[[], Any]) -> int:
@@ -246,7 +273,7 @@ def guarded(run: Callable[[], Any]) -> int:
         return result if isinstance(result, int) else 0
     except UserError as problem:
         error(" ".join(str(problem).split()))
-        return 2
+        return 1 if isinstance(problem, ResourceError) else 2
     except click.UsageError as problem:
         command = problem.ctx.command_path if problem.ctx else "oodflow"
         error(f"{' '.join(problem.format_message().split())} (see {command} --help)")

@@ -2,13 +2,20 @@
 
 from collections.abc import Iterable
 
-__all__ = ["UserError", "unknown_name"]
+__all__ = ["ResourceError", "UserError", "unknown_name"]
 
 
 class UserError(Exception):
     """Wrong input: one line that says what is wrong, where, and how to mend it.
 
     The command line prints the line without a traceback and ends with exit code 2.
+    """
+
+
+class ResourceError(UserError):
+    """What a command needs gave out under way: the disk is full, the MLflow server is gone.
+
+    The line says what is kept and how to go on. The input was right, so the exit code is 1.
     """
 
 

@@ -22,14 +22,15 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from mlflow.utils.git_utils import get_git_commit
 
-from oodflow.errors import UserError
-from oodflow.tracking.store import Store, is_missing
+from oodflow.errors import ResourceError, UserError
+from oodflow.tracking.store import Store, cause, is_missing
 
 __all__ = [
     "DatasetUse",
     "RunInfo",
     "artifact",
     "end",
+    "exists",
     "find",
     "get",
     "history",
@@ -38,9 +39,9 @@ __all__ = [
     "log_datasets",
     "log_metrics",
     "log_parameters",
-    "log_reports",
     "log_text",
     "model_uri",
+    "own_commit",
     "register",
     "reopen",
     "resolve",
@@ -97,23 +98,34 @@ def _info(run: Run) -> RunInfo:
 
 
 def start(
-    store: Store, name: str, tags: Mapping[str, str], parent: str = "", claimed: str = ""
+    store: Store,
+    name: str,
+    tags: Mapping[str, str],
+    parent: str = "",
+    claimed: str = "",
+    *,
+    commit: str = "",
+    started: int = 0,
 ) -> str:
-    """A new run, or the ``claimed`` one that ``mlflow run`` has made; returns its id."""
+    """A new run, or the ``claimed`` one that ``mlflow run`` has made; returns its id.
+
+    ``commit`` and ``started``, in ms since 1970, are of a run that is made anew; else own and now.
+    """
     ours = {PREFIX + key: value for key, value in tags.items()}
-    if commit := _own_commit():
+    if commit := commit or own_commit():
         ours[COMMIT] = commit
     if parent:
         ours["mlflow.parentRunId"] = parent
     if not claimed:
-        return store.client.create_run(store.experiment_id, run_name=name, tags=ours).info.run_id
+        run = store.client.create_run(store.experiment_id, started or None, ours, name)
+        return run.info.run_id
     store.client.update_run(claimed, name=name)
     store.client.log_batch(claimed, tags=[RunTag(key, value) for key, value in ours.items()])
     return claimed
 
 
 @cache
-def _own_commit() -> str:
+def own_commit() -> str:
     """The commit of the repository that this package is in, or ""."""
     return get_git_commit(str(Path(__file__).parent)) or ""
 
@@ -143,29 +155,14 @@ def log_parameters(store: Store, run_id: str, parameters: Mapping[str, str]) -> 
     store.client.log_batch(run_id, params=new)
 
 
-def log_metrics(store: Store, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
-    """Log metrics in one request for each 900."""
-    now = int(time.time() * 1000)
-    entities = [Metric(key, value, now, step) for key, value in metrics.items()]
+def log_metrics(
+    store: Store, run_id: str, metrics: Mapping[str, float], step: int = 0, at: int = 0
+) -> None:
+    """Log metrics in their order, in one request for each 900; ``at`` is ms since 1970, 0: now."""
+    at = at or int(time.time() * 1000)
+    entities = [Metric(key, value, at, step) for key, value in metrics.items()]
     for first in range(0, len(entities), BATCH):
         store.client.log_batch(run_id, metrics=entities[first : first + BATCH])
-
-
-def log_reports(
-    store: Store,
-    run_id: str,
-    reports: Iterable[tuple[int, Mapping[str, float]]],
-    resumed: bool = False,
-) -> None:
-    """Log reports of a training, each step once; after a resume those there are left alone."""
-    logged: dict[str, set[int]] = {}
-    for step, metrics in reports:
-        # A report is logged in one request: where one of its metrics is, all are.
-        first = min(metrics)
-        if resumed and first not in logged:
-            logged[first] = set(history(store, run_id, first))
-        if step not in logged.get(first, ()):
-            log_metrics(store, run_id, metrics, step)
 
 
 def history(store: Store, run_id: str, name: str) -> dict[int, float]:
@@ -210,7 +207,7 @@ def log_artifacts(store: Store, run_id: str, folder: Path, where: str) -> None:
     try:
         store.client.log_artifacts(run_id, str(folder), where)
     except OSError as error:
-        raise UserError(f"cannot write artifacts of run {run_id}: {error}") from error
+        raise ResourceError(f"cannot write artifacts of run {run_id}: {cause(error)}") from error
 
 
 def log_text(store: Store, run_id: str, text: str, path: str) -> None:
@@ -218,7 +215,7 @@ def log_text(store: Store, run_id: str, text: str, path: str) -> None:
     try:
         store.client.log_text(run_id, text, path)
     except OSError as error:
-        raise UserError(f"cannot write artifacts of run {run_id}: {error}") from error
+        raise ResourceError(f"cannot write artifacts of run {run_id}: {cause(error)}") from error
 
 
 def list_artifacts(store: Store, run_id: str, where: str) -> list[str]:
@@ -233,10 +230,23 @@ def artifact(store: Store, run_id: str, path: str) -> Iterator[Path]:
         try:
             local = Path(store.client.download_artifacts(run_id, path, folder))
         except (MlflowException, OSError) as error:
+            # A store that does not answer says so here itself: nothing was deleted then.
+            list_artifacts(store, run_id, str(Path(path).parent))
             raise UserError(
                 f"run {run_id} has no artifact {path}; it was moved or deleted"
             ) from error
         yield local
+
+
+def exists(store: Store, run_id: str) -> bool:
+    """Whether the store knows a run, deleted or not."""
+    try:
+        store.client.get_run(run_id)
+    except MlflowException as error:
+        if not is_missing(error):
+            raise
+        return False
+    return True
 
 
 def get(store: Store, run_id: str) -> RunInfo:

@@ -4,11 +4,14 @@ import contextlib
 import logging
 import os
 import sqlite3
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
-from oodflow.errors import UserError
+from oodflow.errors import ResourceError, UserError
 
 # Read by mlflow when it is imported; who wants its usage telemetry turns it on in the environment.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -17,11 +20,26 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from requests import RequestException
 
-logging.getLogger("mlflow").setLevel(logging.ERROR)
+# What mlflow cannot do it raises as well; its logs would add tracebacks.
+logging.getLogger("mlflow").setLevel(logging.CRITICAL)
 logging.getLogger("alembic").setLevel(logging.ERROR)
+logging.getLogger("urllib3").setLevel(logging.ERROR)
 
-__all__ = ["EXPERIMENT", "Store", "open_store", "tracking_uri"]
+__all__ = [
+    "EXPERIMENT",
+    "Store",
+    "answering",
+    "cause",
+    "impatient",
+    "is_missing",
+    "open_store",
+    "tracking_uri",
+]
+
+IMPATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+"""Instead of mlflow's 7 retries with growing pauses of 4 minutes, and its 120 seconds."""
 
 EXPERIMENT = "oodflow"
 """Name of the MLflow experiment that holds every run."""
@@ -68,31 +86,56 @@ def open_store(uri: str = "") -> Store:
     Raises UserError at once where no store answers at the address.
     """
     uri = uri or tracking_uri()
-    retries = os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
-    # The first call only asks whether somebody is there; mlflow would keep asking for minutes.
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     try:
-        _check_file(uri)
-        client = MlflowClient(uri)
-        found = client.get_experiment_by_name(EXPERIMENT)
-        experiment_id = found.experiment_id if found else client.create_experiment(EXPERIMENT)
+        with impatient():
+            _check_file(uri)
+            client = MlflowClient(uri)
+            found = client.get_experiment_by_name(EXPERIMENT)
+            experiment_id = found.experiment_id if found else client.create_experiment(EXPERIMENT)
     except Exception as error:
         scheme = urlparse(uri).scheme or "a path"
         raise UserError(
             f"no MLflow store answers at MLFLOW_TRACKING_URI={uri} ({scheme}); "
             "start it, or unset the variable to use ./mlflow.db"
         ) from error
-    finally:
-        if retries is None:
-            del os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]
-        else:
-            os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = retries
     if found and found.lifecycle_stage != "active":
         raise UserError(
             f"the MLflow experiment {EXPERIMENT!r} at {uri} is deleted; restore it with "
             f"`mlflow experiments restore --experiment-id {experiment_id}`"
         )
     return Store(client, uri, experiment_id)
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """Requests to a server fail within seconds: mlflow would repeat them for minutes.
+
+    The bounds are environment variables that mlflow reads at each request, of whichever thread.
+    """
+    before = {name: os.environ.get(name) for name in IMPATIENCE}
+    os.environ.update(IMPATIENCE)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def answering(store: Store) -> Iterator[None]:
+    """What mlflow raises becomes a ResourceError of one line: the store is gone, locked or full."""
+    try:
+        yield
+    except (MlflowException, RequestException) as error:
+        raise ResourceError(f"the MLflow store at {store.uri} fails ({cause(error)})") from error
+
+
+def cause(error: Exception) -> str:
+    """What an error says, as a short line: mlflow's own go over many."""
+    return textwrap.shorten(str(error), 160, placeholder=" …")
 
 
 def _check_file(uri: str) -> None:

@@ -1,53 +1,60 @@
 """Checkpoints: weights and training state as safetensors, written atomically and verified.
 
 ``model.safetensors`` holds a model's weights and the experiment that made them;
-``training.safetensors`` holds weights, optimiser, position and reports of a run under way, so that
-a resumed run goes on to the same numbers. Randomness needs no state of its own: it is a function
-of seed and position (see ``oodflow.data.batches``). Both carry a digest of their tensors, which
-loading verifies. Nothing is pickled.
+``training.safetensors`` holds weights, optimiser and position of a run under way, so that a resumed
+run goes on to the same numbers. Randomness needs no state of its own: it is a function of seed and
+position (see ``oodflow.data.batches``). The reports so far are in the run's journal, the one place
+for them. Both files carry a digest of their tensors, which loading verifies. Nothing is pickled.
+
+The state before the newest one stays in ``training.previous.safetensors``: a file that was damaged
+costs the updates since then, not the training.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from oodflow.errors import UserError
+from oodflow.errors import ResourceError, UserError
 from oodflow.experiment import Experiment, from_dict, spec_hash, to_dict
 from oodflow.models.build import build_model
 from oodflow.models.likelihood import LikelihoodModel
 
 __all__ = [
     "MODEL_FILE",
+    "PREVIOUS_FILE",
     "STATE_FILE",
     "TrainingState",
     "load_model",
     "load_training",
+    "newest_training",
     "save_model",
     "save_training",
+    "sync_folder",
     "tensor_digest",
+    "write_atomically",
 ]
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "training.safetensors"
+PREVIOUS_FILE = "training.previous.safetensors"
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Where a run is: updates done, tensors of model and optimiser, and the reports so far."""
+    """Where a run is: updates done, and the tensors of model and optimiser."""
 
     step: int
     model: dict[str, Tensor]
     optimiser: dict[str, Tensor]
-    reports: list[dict[str, Any]]
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -60,26 +67,49 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write and sync a sibling file, then rename it: the name holds the old content or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+def write_atomically(path: Path, content: bytes, previous: Path | None = None) -> None:
+    """Write and sync a sibling file, then rename it: the name holds the old content or the new.
+
+    The old content is then under the name ``previous``, where one is given; a crash between the
+    two renamings leaves it under that name alone. One process at a time writes to a name. Raises
+    ResourceError where the file cannot be written; the old one stays then.
+    """
+    partial = path.with_name(f"{path.name}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if previous and path.exists():
+            path.replace(previous)
         partial.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}; free space or mend it") from error
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise ResourceError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder last: a renaming is in memory alone until then."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _save(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    facts: Mapping[str, str],
+    previous: Path | None = None,
+) -> str:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digest = tensor_digest(plain)
     written = {**facts, "digest": digest}
-    write_atomically(path, save(plain, {**written, "seal": _seal(written)}))
+    write_atomically(path, save(plain, {**written, "seal": _seal(written)}), previous)
     return digest
 
 
@@ -101,7 +131,9 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if "digest" not in facts:
         raise UserError(f"{path} was not written by oodflow: it holds no digest of its weights")
     if tensor_digest(tensors) != facts["digest"] or _seal(facts) != facts.get("seal"):
-        raise UserError(f"damaged checkpoint {path}: its content changed after it was written")
+        raise UserError(
+            f"damaged checkpoint {path}: its content changed after it was written; use another run"
+        )
     return tensors, facts
 
 
@@ -132,20 +164,16 @@ def load_model(path: Path) -> tuple[LikelihoodModel, Experiment, str]:
     return model, experiment, facts["digest"]
 
 
-def save_training(path: Path, state: TrainingState, experiment: Experiment) -> None:
-    """Write the state of a run under way over the previous one."""
+def save_training(folder: Path, state: TrainingState, experiment: Experiment) -> None:
+    """Write the state of a run under way into its folder; the one before it is kept as well."""
     tensors = {f"model/{name}": tensor for name, tensor in state.model.items()}
     tensors |= {f"optimiser/{name}": tensor for name, tensor in state.optimiser.items()}
-    facts = {
-        "spec": spec_hash(experiment),
-        "step": str(state.step),
-        "reports": json.dumps(state.reports),
-    }
-    _save(path, tensors, facts)
+    facts = {"spec": spec_hash(experiment), "step": str(state.step)}
+    _save(folder / STATE_FILE, tensors, facts, folder / PREVIOUS_FILE)
 
 
 def load_training(path: Path, experiment: Experiment) -> TrainingState:
-    """The state written last; UserError where it belongs to another experiment."""
+    """The state in a file; UserError where it is damaged or belongs to another experiment."""
     tensors, facts = _load(path)
     if facts.get("spec") != spec_hash(experiment):
         raise UserError(f"{path} belongs to another experiment; give it its own folder")
@@ -153,4 +181,25 @@ def load_training(path: Path, experiment: Experiment) -> TrainingState:
     for name, tensor in tensors.items():
         part, _, rest = name.partition("/")
         parts[part][rest] = tensor
-    return TrainingState(int(facts["step"]), **parts, reports=json.loads(facts["reports"]))
+    return TrainingState(int(facts["step"]), **parts)
+
+
+def newest_training(folder: Path, experiment: Experiment) -> tuple[TrainingState | None, str]:
+    """The newest state that is whole, None before the first, and what is wrong with a newer one.
+
+    The damaged one is replaced, so that it never becomes the one before. Raises UserError where
+    there are states, but none is whole.
+    """
+    newest, damage = folder / STATE_FILE, ""
+    for file in filter(Path.exists, (newest, folder / PREVIOUS_FILE)):
+        try:
+            state = load_training(file, experiment)
+        except UserError as error:
+            damage = damage or str(error)
+        else:
+            if file != newest:
+                file.replace(newest)
+            return state, damage
+    if damage:
+        raise UserError(f"{damage}, or remove {folder} to train this one from the beginning")
+    return None, ""

@@ -4,8 +4,10 @@ from oodflow.experiment import Data, Experiment, Loss, Model, Optimisation
 from oodflow.models.build import build_model
 from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
+from oodflow.workflow.claims import claimed_in_turn
 from oodflow.workflow.session import Session
-from oodflow.workflow.training_run import Plan, keep_weights, model_name, run_tags
+from oodflow.workflow.training_plan import Plan, model_name, run_tags
+from oodflow.workflow.training_run import keep_weights
 
 __all__ = ["compressor_run"]
 
@@ -19,11 +21,16 @@ def compressor_run(session: Session, codec: str, channels: int) -> RunInfo:
     )
     plan = Plan("train", experiment, "general", "scratch")
     tags = run_tags(plan)
-    known = runs.find(session.store, {"spec": tags["spec"], "registered": "true"})
-    if known:
+    wanted = {"spec": tags["spec"], "registered": "true"}
+    if known := runs.find(session.store, wanted):
         return known[0]
-    run_id = runs.start(session.store, f"{codec} · {channels} channels", tags)
-    keep_weights(session, run_id, build_model(model), experiment)
-    runs.register(session.store, run_id, model_name(plan).rstrip("-"))
-    runs.end(session.store, run_id, "FINISHED")
+    name = f"{codec} · {channels} channels"
+    with claimed_in_turn(session.store, tags["spec"], name):
+        # Whoever had it in hand before has made it.
+        if known := runs.find(session.store, wanted):
+            return known[0]
+        run_id = runs.start(session.store, name, tags)
+        keep_weights(session, run_id, build_model(model), experiment)
+        runs.register(session.store, run_id, model_name(plan).rstrip("-"))
+        runs.end(session.store, run_id, "FINISHED")
     return runs.get(session.store, run_id)

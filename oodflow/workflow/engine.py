@@ -1,16 +1,20 @@
-"""Carries out tasks one after the other: finds what is there, does the rest, outlives failures.
+"""Carries out tasks, each after those it needs: finds what is there, does the rest, goes on.
 
-Another engine, such as workers that take tasks from a queue, needs of this :func:`look_up` and
-:func:`attempt` alone: a task is a plain value, and its ``needs`` and ``after`` say when it may run.
+Who does a task are :class:`Workers`: this process, one task after the other, or processes anywhere
+(:mod:`oodflow.workflow.ray_engine`). Any number of callers may carry out plans at the same time on
+one store: a task that another one has in hand is put off until that is over.
 """
 
 import time
 import traceback
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from oodflow import console
 from oodflow.errors import UserError
+from oodflow.workflow.claims import PAUSE, InOtherHands, Sight, claimed, look
 from oodflow.workflow.costs import cost, duration, kind_of, known_costs, units
 from oodflow.workflow.session import Session
 from oodflow.workflow.task_runs import (
@@ -20,14 +24,29 @@ from oodflow.workflow.task_runs import (
     THERE,
     absent_datasets,
     device_name,
+    identity,
     locate,
     run_task,
 )
-from oodflow.workflow.tasks import Task, with_runs
+from oodflow.workflow.tasks import SUBJECT, Task, with_runs
 
-__all__ = ["ABSENT", "FAILED", "WAITING", "Outcome", "attempt", "carry_out", "look_up", "survey"]
+__all__ = [
+    "ABSENT",
+    "FAILED",
+    "WAITING",
+    "Outcome",
+    "Workers",
+    "attempt",
+    "carry_out",
+    "in_this_process",
+    "look_up",
+    "survey",
+]
 
 WAITING, ABSENT, FAILED = "waiting", "absent", "failed"
+
+CLAIMED = "claimed"
+"""State of a task that somebody else has in hand: it is tried again, no plan ends with it."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +55,33 @@ class Outcome:
 
     task: Task
     state: str
-    """there, interrupted, missing, each time, waiting, absent or failed."""
+    """there, interrupted, missing, each time, waiting, absent, failed or claimed."""
     run_id: str = ""
+    """Of a claimed task that of the claim."""
     reason: str = ""
-    """One line that says why it is waiting, absent or failed, or missing and bound to fail."""
+    """One line that says why it is waiting, absent or failed, or missing and bound to fail.
+
+    Of a claimed task it says who has it.
+    """
     details: str = ""
     """The traceback of a failure that is not the user's."""
+
+
+class Workers(Protocol):
+    """Who does tasks."""
+
+    @property
+    def size(self) -> int:
+        """How many tasks are done at once."""
+        ...
+
+    def begin(self, task: Task, outcomes: Mapping[str, Outcome]) -> None:
+        """Begin a task whose needs are there."""
+        ...
+
+    def over(self) -> list[Outcome]:
+        """What has become of tasks that are over now; waits for one, but not for long."""
+        ...
 
 
 def survey(session: Session, tasks: Iterable[Task]) -> dict[str, Outcome]:
@@ -80,47 +120,103 @@ def attempt(session: Session, task: Task, outcomes: Mapping[str, Outcome]) -> Ou
         return Outcome(task, FAILED, reason=reason, details=traceback.format_exc())
 
 
+@dataclass
+class _ThisProcess:
+    """Does one task at a time, while it is begun."""
+
+    session: Session
+    keep_going: bool
+    size: int = 1
+    _done: list[Outcome] = field(default_factory=list)
+
+    def begin(self, task: Task, outcomes: Mapping[str, Outcome]) -> None:
+        do = attempt if self.keep_going else _done
+        self._done.append(do(self.session, task, outcomes))
+
+    def over(self) -> list[Outcome]:
+        return [self._done.pop()]
+
+
+@contextmanager
+def in_this_process(session: Session, *, keep_going: bool = True) -> Iterator[Workers]:
+    """This process as the only worker; without ``keep_going`` a failure is raised."""
+    yield _ThisProcess(session, keep_going)
+
+
 def carry_out(
     session: Session,
     tasks: Sequence[Task],
+    workers: Workers,
     wanted: Collection[str] | None = None,
-    *,
-    keep_going: bool = True,
 ) -> dict[str, Outcome]:
     """Do the tasks that are not there yet, in their order; what has become of each, by its name.
 
-    Of all tasks only the ``wanted`` ones are done, by their names. With ``keep_going`` the failure
-    of a task keeps those from being done that build on it, without it the error is raised.
+    Of all tasks only the ``wanted`` ones are done, by their names. The failure of a task keeps
+    those from being done that build on it.
     """
     outcomes = survey(session, tasks)
     known = known_costs(session.store, device_name(session.device))
     chosen = [task for task in tasks if wanted is None or task.name in wanted]
-    there = sum(outcomes[task.name].state == THERE for task in chosen)
-    if there:
-        console.say(f"{there} of {len(chosen)} tasks are there already")
+    places = {task.name: f"[{n}/{len(chosen)}]" for n, task in enumerate(chosen, 1)}
+    # What was there is there; the rest may change by what is done meanwhile, here or elsewhere.
+    left = {task.name: task for task in chosen if outcomes[task.name].state != THERE}
+    if len(left) < len(chosen):
+        console.say(f"{len(chosen) - len(left)} of {len(chosen)} tasks are there already")
     begin = time.monotonic()
-    for number, task in enumerate(chosen, 1):
-        # What was there is there; the rest may have changed by what was done since.
-        if outcomes[task.name].state != THERE:
+    started: dict[str, float] = {}
+    rivals: dict[str, Sight] = {}
+    while left:
+        rivals = {name: now for name, seen in rivals.items() if (now := look(session.store, seen))}
+        for task in tuple(left.values()):
+            if len(started) >= workers.size:
+                break
+            if task.name in rivals or not _may_begin(task, left, started):
+                continue
             outcomes[task.name] = look_up(session, task, outcomes)
-        if outcomes[task.name].state not in (MISSING, INTERRUPTED, EACH_TIME):
-            continue
-        started = time.monotonic()
-        left = [each for each in chosen[number - 1 :] if outcomes[each.name].state != THERE]
-        place = f"[{number}/{len(chosen)}] {task.entry_point} · {task.name}"
-        console.say(place + _times(started - begin, *cost(left, known)))
-        do = attempt if keep_going else _done
-        outcomes[task.name] = do(session, task, outcomes)
-        if outcomes[task.name].state == FAILED:
-            console.error(f"{task.name}: {outcomes[task.name].reason}")
-        else:
-            known[kind_of(task)] = (time.monotonic() - started) / units(task)
+            if outcomes[task.name].state not in (MISSING, INTERRUPTED, EACH_TIME):
+                del left[task.name]
+                continue
+            seconds, unknown = cost(left.values(), known)
+            times = _times(time.monotonic() - begin, seconds / workers.size, unknown)
+            console.say(f"{places[task.name]} {task.entry_point} · {task.name}{times}")
+            started[task.name] = time.monotonic()
+            workers.begin(task, outcomes)
+        if not started and rivals:
+            time.sleep(PAUSE)
+        for outcome in workers.over() if started else ():
+            name, task = outcome.task.name, outcome.task
+            seconds = time.monotonic() - started.pop(name)
+            if outcome.state == CLAIMED:
+                console.say(f"{name}: in the hands of {outcome.reason}; comes later")
+                rivals[name] = Sight(outcome.run_id)
+                continue
+            outcomes[name] = outcome
+            del left[name]
+            if outcome.state == FAILED:
+                console.error(f"{name}: {outcome.reason}")
+            else:
+                console.say(f"{name}: done in {duration(seconds)}")
+                known[kind_of(task)] = seconds / units(task)
     return outcomes
 
 
+def _may_begin(task: Task, left: Mapping[str, Task], started: Collection[str]) -> bool:
+    """Whether all is over that a task builds on or follows, and nobody evaluates its model."""
+    subjects = {left[name].needs.get(SUBJECT) for name in started} - {None}
+    before = {*task.needs.values(), *task.after}
+    return not (task.name in started or before & left.keys() or task.needs.get(SUBJECT) in subjects)
+
+
 def _done(session: Session, task: Task, outcomes: Mapping[str, Outcome]) -> Outcome:
-    own = with_runs(task, _run_ids(task, outcomes))
-    return Outcome(task, THERE, run_task(_session_of(session, task), own))
+    own, session = with_runs(task, _run_ids(task, outcomes)), _session_of(session, task)
+    try:
+        with claimed(session.store, identity(session, own), task.name):
+            # Whoever had it in hand before may have done it.
+            found = locate(session, own)
+            run_id = found.run_id if found.state == THERE else run_task(session, own)
+    except InOtherHands as rival:
+        return Outcome(task, CLAIMED, rival.claim, str(rival))
+    return Outcome(task, THERE, run_id)
 
 
 def _session_of(session: Session, task: Task) -> Session:

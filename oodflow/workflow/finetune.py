@@ -12,7 +12,7 @@ from oodflow.tracking.runs import RunInfo
 from oodflow.workflow.choose import contrast_of, general_of, own_of, tuned
 from oodflow.workflow.session import Session, check_same_shape, open_session
 from oodflow.workflow.train import first_present, run_seeds, with_outliers
-from oodflow.workflow.training_run import Plan
+from oodflow.workflow.training_plan import Plan
 
 __all__ = ["command", "finetune_plan"]
 

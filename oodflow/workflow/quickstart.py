@@ -12,7 +12,7 @@ from oodflow.data.catalog import lookup
 from oodflow.errors import UserError
 from oodflow.experiment import AUTO
 from oodflow.options import seed_list
-from oodflow.workflow.engine import carry_out
+from oodflow.workflow.engine import carry_out, in_this_process
 from oodflow.workflow.plans import read_plan
 from oodflow.workflow.session import open_session
 from oodflow.workflow.tasks import expand
@@ -37,4 +37,5 @@ def command(given: Mapping[str, Any]) -> None:
         values={"dataset": dataset, "general": general},
         overrides=laid_over,
     )
-    carry_out(session, tasks, keep_going=False)
+    with in_this_process(session, keep_going=False) as workers:
+        carry_out(session, tasks, workers)

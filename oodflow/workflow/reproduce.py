@@ -8,7 +8,8 @@ whichever command has made them, and belong to no one call. The call's own run, 
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from rich.table import Table
 from oodflow import console
 from oodflow.data.catalog import agreeing, lookup
 from oodflow.errors import UserError, unknown_name
-from oodflow.experiment import AUTO
+from oodflow.experiment import AUTO, options_of
 from oodflow.options import Reproduction, pick, seed_list
 from oodflow.tracking import runs
 from oodflow.workflow.costs import (
@@ -29,8 +30,18 @@ from oodflow.workflow.costs import (
     known_costs,
     measure,
 )
-from oodflow.workflow.engine import ABSENT, FAILED, WAITING, Outcome, carry_out, survey
+from oodflow.workflow.engine import (
+    ABSENT,
+    FAILED,
+    WAITING,
+    Outcome,
+    Workers,
+    carry_out,
+    in_this_process,
+    survey,
+)
 from oodflow.workflow.plans import RunPlan, read_plan
+from oodflow.workflow.ray_engine import on_ray
 from oodflow.workflow.session import Session, open_session
 from oodflow.workflow.task_runs import EACH_TIME, INTERRUPTED, MISSING, THERE, device_name
 from oodflow.workflow.tasks import TRAINING, Task, expand
@@ -40,6 +51,9 @@ from oodflow.workflow.training_run import ended_on_error
 __all__ = ["command"]
 
 LAID_OVER = ("preset", "depth", "hidden", "limit", "steps", "batch_size", "report_every")
+
+OF_RAY = ("ray_address", "cpus", "gpus", "retries")
+"""Options that mean nothing in one process."""
 
 ALL = "all"
 
@@ -60,14 +74,15 @@ def command(given: Mapping[str, Any]) -> int:
         _show_dry_run(session, tasks, wanted)
         return 0
     tags = {"kind": "reproduce", "plan": plan.source, "registered": "false"}
-    record = runs.start(session.store, f"reproduce · {plan.title}", tags, claimed=claimed)
     try:
-        with ended_on_error(session.store, record):
-            runs.log_text(session.store, record, plan.text, "plan.yaml")
-            outcomes = carry_out(session, tasks, {task.name for task in wanted})
-            made = [outcomes[task.name] for task in wanted]
-            lacking = [each for each in made if each.state in (FAILED, WAITING, ABSENT)]
-            _keep(session, record, made)
+        with ENGINES[chosen.engine](session, chosen) as workers:
+            record = runs.start(session.store, f"reproduce · {plan.title}", tags, claimed=claimed)
+            with ended_on_error(session.store, record):
+                runs.log_text(session.store, record, plan.text, "plan.yaml")
+                outcomes = carry_out(session, tasks, workers, {task.name for task in wanted})
+                made = [outcomes[task.name] for task in wanted]
+                lacking = [each for each in made if each.state in (FAILED, WAITING, ABSENT)]
+                _keep(session, record, made)
     except KeyboardInterrupt:
         console.error("interrupted; the same command goes on where it was")
         return 130
@@ -80,6 +95,20 @@ def command(given: Mapping[str, Any]) -> int:
         console.error(f"{said} of {len(made)} tasks; the same command does the rest once mended")
     console.say(f"see it: {session.store.how_to_see(record)}")
     return 1 if lacking else 0
+
+
+def _here(session: Session, chosen: Reproduction) -> AbstractContextManager[Workers]:
+    for each in options_of(Reproduction):
+        if each.name in OF_RAY and getattr(chosen, each.name) != each.default:
+            raise UserError(f"{each.name} is an option of engine ray; add --engine ray")
+    return in_this_process(session)
+
+
+ENGINES: Mapping[str, Callable[[Session, Reproduction], AbstractContextManager[Workers]]] = {
+    "process": _here,
+    "ray": on_ray,
+}
+"""Who does the tasks; UserError before any run is made where they cannot."""
 
 
 def _general_sets(session: Session, plan: RunPlan, given: str) -> dict[str, str]:

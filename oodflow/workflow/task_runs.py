@@ -36,6 +36,7 @@ __all__ = [
     "Found",
     "absent_datasets",
     "device_name",
+    "identity",
     "locate",
     "run_task",
 ]
@@ -91,6 +92,17 @@ def _located(session: Session, plan: Plan) -> Found:
         if run.registered:
             return Found(THERE, run.run_id)
     return Found(INTERRUPTED, known[0].run_id) if known else Found(MISSING)
+
+
+def identity(session: Session, task: Task) -> str:
+    """What no two processes should do at once, in whichever plan it stands.
+
+    That is a training of the same experiment, an evaluation of the same model, whose tables they
+    share, or what looks at all runs.
+    """
+    if task.entry_point in TRAINING:
+        return spec_hash(_training_plan(session, task).experiment)
+    return f"{task.entry_point} {task.options[SUBJECT] if SUBJECT in task.needs else AUTO}"
 
 
 def run_task(session: Session, task: Task) -> str:

@@ -21,10 +21,12 @@ from oodflow.workflow import results
 from oodflow.workflow.choose import diff_outlier_general, newest_general
 from oodflow.workflow.scoring import describe_run, evaluate_run
 from oodflow.workflow.session import Session, open_session
-from oodflow.workflow.training_run import Plan, ended_on_error, model_name, train_run
+from oodflow.workflow.training_plan import Plan, model_name
+from oodflow.workflow.training_run import ended_on_error, train_run
 
 __all__ = [
     "command",
+    "conclude",
     "finish",
     "first_present",
     "run_seeds",
@@ -117,19 +119,26 @@ def run_seeds(
 
 def finish(session: Session, plan: Plan, *, resume: bool, parent: str = "") -> RunInfo:
     """Train, evaluate, register and end one run."""
-    run_id = train_run(session, plan, resume=resume, parent=parent)
-    run = runs.get(session.store, run_id)
-    if run.registered:
-        return run
-    with ended_on_error(session.store, run_id):
-        diff_outlier = (
-            diff_outlier_general(session.store, run) if plan.role == "in_distribution" else None
-        )
-        evaluate_run(session, run, plan.general, diff_outlier, limit=plan.experiment.data.limit)
-        runs.register(session.store, run_id, model_name(plan))
-        describe_run(session, run_id)
-    runs.end(session.store, run_id, "FINISHED")
+    run_id = train_run(
+        session,
+        plan,
+        resume=resume,
+        parent=parent,
+        conclude=lambda run_id: conclude(session, plan, run_id),
+    )
     return runs.get(session.store, run_id)
+
+
+def conclude(session: Session, plan: Plan, run_id: str) -> None:
+    """Evaluate, register and end a run that has its weights."""
+    run = runs.get(session.store, run_id)
+    diff_outlier = (
+        diff_outlier_general(session.store, run) if plan.role == "in_distribution" else None
+    )
+    evaluate_run(session, run, plan.general, diff_outlier, limit=plan.experiment.data.limit)
+    runs.register(session.store, run_id, model_name(plan))
+    describe_run(session, run_id)
+    runs.end(session.store, run_id, "FINISHED")
 
 
 def _log_statistics(session: Session, parent: str, finished: list[RunInfo]) -> None:

@@ -1,18 +1,17 @@
-"""One training run from experiment to registered, evaluated checkpoint; resumable at any moment.
+"""One training run from experiment to weights; resumable at any moment, and with no store at hand.
 
-State under way lives in ``.oodflow/<run id>/`` in the working folder. A checkpoint is written
-before its metrics are logged and holds them, so that a resumed run logs what is missing, once.
+Between its begin and its end a training needs no store: reports go to the journal of the run and
+from there to the store whenever it answers, the weights are kept beside the journal before the
+store is asked for anything (see :mod:`oodflow.workflow.run_state`).
 """
 
 import dataclasses
-import fcntl
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from oodflow import console
@@ -21,103 +20,47 @@ from oodflow.data.catalog import lookup, slug_of
 from oodflow.data.images import Images
 from oodflow.errors import UserError
 from oodflow.evaluation.validation import Validation
-from oodflow.experiment import Experiment, parameters, spec_hash
+from oodflow.experiment import Experiment
 from oodflow.models.likelihood import LikelihoodModel
 from oodflow.tracking import runs
-from oodflow.tracking.runs import RunInfo
-from oodflow.tracking.store import Store
-from oodflow.training.checkpoint import (
-    MODEL_FILE,
-    STATE_FILE,
-    TrainingState,
-    load_training,
-    save_model,
-    save_training,
-)
+from oodflow.tracking.delivery import delivering
+from oodflow.tracking.journal import JOURNAL_FILE, RECORD_FILE, append_report, tell, write_record
+from oodflow.tracking.store import Store, impatient
+from oodflow.training.checkpoint import TrainingState, save_model, save_training
 from oodflow.training.loop import Report, Trainer, initialise, new_model
-from oodflow.workflow.session import Session, check_same_shape, dataset_use
+from oodflow.workflow.run_state import (
+    STATE_FOLDER,
+    WEIGHTS,
+    hand_over,
+    kept,
+    locked,
+    reached,
+    state_elsewhere,
+)
+from oodflow.workflow.session import Session, check_same_shape
+from oodflow.workflow.training_plan import Plan, record_of, run_tags
 
 __all__ = [
-    "STATE_FOLDER",
-    "Plan",
     "batches_of",
     "ended_on_error",
     "keep_weights",
-    "model_name",
     "new_trainer",
     "report_metrics",
-    "run_tags",
     "train_run",
 ]
 
-STATE_FOLDER = Path(".oodflow")
 
+def train_run(
+    session: Session,
+    plan: Plan,
+    *,
+    resume: bool,
+    parent: str = "",
+    conclude: Callable[[str], None],
+) -> str:
+    """Train, keep the weights as artifacts, conclude, and return the run's id.
 
-@dataclass(frozen=True)
-class Plan:
-    """An experiment and the runs it builds on."""
-
-    kind: str
-    """``train`` or ``finetune``."""
-    experiment: Experiment
-    role: str
-    start: str
-    """Where the weights come from: scratch, general or own."""
-    init: RunInfo | None = None
-    contrast: RunInfo | None = None
-    general: RunInfo | None = None
-    """General model for the ``diff`` score of validation and evaluation."""
-    origins: Mapping[str, str] = field(default_factory=dict)
-    """Tags that say where parameters come from, such as a study."""
-
-    @property
-    def name(self) -> str:
-        """The run's name: model, dataset, start, loss, seed."""
-        loss = self.experiment.loss
-        dataset = slug_of(self.experiment.data.dataset)
-        words = [self.experiment.model.name, dataset, f"from {self.start}"]
-        if self.experiment.model.classes:
-            words.append("supervised")
-        if loss.outlier_loss != "none":
-            words.append(f"{loss.outlier_loss} against {slug_of(loss.outlier_dataset)}")
-        return " · ".join([*words, f"seed {self.experiment.seed}"])
-
-
-def run_tags(plan: Plan) -> dict[str, str]:
-    """The contract's tags of a training run."""
-    experiment = plan.experiment
-    tags = {
-        "kind": plan.kind,
-        "model": experiment.model.name,
-        "dataset": experiment.data.dataset,
-        "role": plan.role,
-        "setting": "supervised" if experiment.model.classes else "unsupervised",
-        "outlier_loss": experiment.loss.outlier_loss,
-        "outlier_dataset": experiment.loss.outlier_dataset,
-        "init": plan.start,
-        "seed": str(experiment.seed),
-        "spec": spec_hash(experiment),
-        "registered": "false",
-    }
-    for name, run in (("init_run", plan.init), ("contrast_run", plan.contrast)):
-        if run:
-            tags[name] = run.run_id
-    return tags | dict(plan.origins)
-
-
-def model_name(plan: Plan) -> str:
-    """Name in the model registry; its versions are the seeds and repetitions."""
-    words = ["oodflow", plan.experiment.model.name, slug_of(plan.experiment.data.dataset)]
-    if plan.experiment.model.classes:
-        words.append("supervised")
-    if plan.experiment.loss.outlier_loss != "none":
-        words.append(plan.experiment.loss.outlier_loss)
-    return "-".join(words)
-
-
-def train_run(session: Session, plan: Plan, *, resume: bool, parent: str = "") -> str:
-    """Train, keep the weights as artifacts, and return the run's id; it is not ended yet.
-
+    ``conclude(run_id)`` evaluates and ends the run while no other process can touch it.
     With ``resume`` a finished run of the same experiment is returned as it is, and an interrupted
     one is continued. An error marks the run FAILED, an interruption KILLED.
     """
@@ -131,25 +74,33 @@ def train_run(session: Session, plan: Plan, *, resume: bool, parent: str = "") -
     if previous:
         run_id = previous[0].run_id
     else:
+        if resume and (other := state_elsewhere(tags["spec"])):
+            console.say(
+                f"{plan.name}: starts from the beginning, since run {other} is not in this store; "
+                f"`oodflow runs sync {other}` brings it here"
+            )
         claimed = bool(session.claimed) and not parent
         run_id = runs.start(store, plan.name, tags, parent, session.claimed if claimed else "")
     # The lock comes first: whose run is in other hands must not touch its status.
-    with locked(STATE_FOLDER / run_id) as folder, ended_on_error(store, run_id):
-        if previous:
-            runs.reopen(store, run_id)
-        runs.log_parameters(store, run_id, parameters(plan.experiment))
-        runs.log_datasets(store, run_id, _datasets(session, plan))
-        _train(session, plan, data, run_id, folder, resumed=bool(previous))
+    with (
+        locked(STATE_FOLDER / run_id) as folder,
+        ended_on_error(store, run_id),
+        kept(store, folder),
+    ):
+        if not (previous and runs.get(store, run_id).registered):
+            if previous:
+                runs.reopen(store, run_id)
+            record = record_of(session, plan, parent)
+            if not (folder / RECORD_FILE).exists():
+                write_record(folder / RECORD_FILE, record)
+            tell(store, run_id, record)
+            _train(session, plan, data, run_id, folder, resumed=bool(previous))
+            # What the training held of the device is for the evaluation now.
+            del data
+            hand_over(store, run_id, folder)
+            conclude(run_id)
+        shutil.rmtree(folder)
     return run_id
-
-
-def _datasets(session: Session, plan: Plan) -> list[runs.DatasetUse]:
-    """The training folds, for the run's inputs in MLflow."""
-    uses = {
-        "training": plan.experiment.data.dataset,
-        "outliers": plan.experiment.loss.outlier_dataset,
-    }
-    return [dataset_use(session, name, "train", use) for use, name in uses.items() if name]
 
 
 @contextmanager
@@ -157,27 +108,12 @@ def ended_on_error(store: Store, run_id: str) -> Iterator[None]:
     """Mark the run KILLED on an interruption and FAILED on an error, then pass it on."""
     try:
         yield
-    except KeyboardInterrupt:
-        runs.end(store, run_id, "KILLED")
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        # The store may be what failed. Then the run stays RUNNING in it, and the error is seen.
+        with impatient(), suppress(Exception):
+            runs.end(store, run_id, status)
         raise
-    except BaseException:
-        runs.end(store, run_id, "FAILED")
-        raise
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[Path]:
-    """The run's state folder, held by this process alone; the system frees it on any death."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield folder
-        shutil.rmtree(folder)
-    except BlockingIOError as error:
-        raise UserError(f"run {folder.name} is being trained by another process") from error
-    finally:
-        os.close(handle)
 
 
 @dataclass(frozen=True)
@@ -235,36 +171,39 @@ def batches_of(session: Session, experiment: Experiment, images: Images) -> Batc
 def _train(
     session: Session, plan: Plan, data: _Data, run_id: str, folder: Path, resumed: bool
 ) -> None:
+    """Train to the end, reports to the journal and its store, weights beside it."""
     experiment, steps = plan.experiment, plan.experiment.optimisation.steps
     trainer = new_trainer(session, plan, data.inliers, data.outliers)
     model = trainer.model
-    records: list[dict[str, float]] = []
-    if resumed and (folder / STATE_FILE).exists():
-        state = load_training(folder / STATE_FILE, experiment)
+    state, reports, damage = reached(folder, experiment)
+    if damage:
+        console.say(f"{plan.name}: {damage}; goes back to the checkpoint before")
+    if state:
         trainer.restore(state.step, state.model, state.optimiser)
-        records = state.reports
-        _log(session, run_id, records, resumed=True)
         console.say(f"{plan.name}: goes on at update {state.step} of {steps}")
-    elif not plan.init:
+    elif resumed:
+        console.say(f"{plan.name}: run {run_id} has no checkpoint here, begins at the beginning")
+    if not state and not plan.init:
         initialise(model, data.inliers)
-    with console.progress(plan.name, steps, trainer.step) as advance:
+    with delivering(session.store, run_id, reports, resumed) as deliver:
+        with console.progress(plan.name, steps, trainer.step) as advance:
 
-        def on_step(step: int, bpd: Callable[[], float]) -> None:
-            epoch = 1 + (step - 1) // data.inliers.steps_per_pass
-            advance(step, lambda: f"epoch {epoch}  {bpd():.3f} bpd")
+            def on_step(step: int, bpd: Callable[[], float]) -> None:
+                epoch = 1 + (step - 1) // data.inliers.steps_per_pass
+                advance(step, lambda: f"epoch {epoch}  {bpd():.3f} bpd")
 
-        for report in trainer.run(on_step):
-            records.append(
-                {"step": report.step, **report_metrics(report), **data.validation(model)}
-            )
-            state = TrainingState(
-                trainer.step, model.state_dict(), trainer.optimiser_tensors(), records
-            )
-            save_training(folder / STATE_FILE, state, experiment)
-            # Where the state was lost, the run may know these steps from its first life.
-            _log(session, run_id, records[-1:], resumed)
-    _say_result(plan, records)
-    keep_weights(session, run_id, model, experiment)
+            for report in trainer.run(on_step):
+                # After a kill between report and checkpoint the journal has this one already.
+                if report.step > (reports[-1].step if reports else 0):
+                    metrics = report_metrics(report) | data.validation(model)
+                    reports.append(append_report(folder / JOURNAL_FILE, report.step, metrics))
+                    deliver(reports[-1])
+                tensors = trainer.optimiser_tensors()
+                save_training(
+                    folder, TrainingState(trainer.step, model.state_dict(), tensors), experiment
+                )
+        save_model(folder / WEIGHTS, model, experiment)
+        _say_result(plan, [report.metrics for report in reports], steps)
 
 
 def new_trainer(
@@ -293,20 +232,12 @@ def report_metrics(report: Report) -> dict[str, float]:
     return {f"train/{name}": float(v) for name, v in values.items() if math.isfinite(v)}
 
 
-def _log(session: Session, run_id: str, records: list[dict[str, float]], resumed: bool) -> None:
-    reports = [
-        (int(record["step"]), {name: value for name, value in record.items() if name != "step"})
-        for record in records
-    ]
-    runs.log_reports(session.store, run_id, reports, resumed)
-
-
-def _say_result(plan: Plan, records: Sequence[Mapping[str, float]]) -> None:
-    last = records[-1]
+def _say_result(plan: Plan, reports: Sequence[Mapping[str, float]], updates: int) -> None:
+    last = reports[-1]
     counts = {
-        "images dropped": sum(record["train/dropped_images"] for record in records),
-        "batches skipped": sum(record["train/skipped_batches"] for record in records),
-        "updates skipped": sum(record["train/skipped_updates"] for record in records),
+        "images dropped": sum(report["train/dropped_images"] for report in reports),
+        "batches skipped": sum(report["train/skipped_batches"] for report in reports),
+        "updates skipped": sum(report["train/skipped_updates"] for report in reports),
     }
     unstable = "".join(f", {int(count)} {what}" for what, count in counts.items() if count)
     loss = (
@@ -314,7 +245,7 @@ def _say_result(plan: Plan, records: Sequence[Mapping[str, float]]) -> None:
         if "train/bpd" in last and "valid/bpd" in last
         else f"loss {last['train/outlier_loss']:.3f}"
     )
-    console.say(f"{plan.name}: {int(last['step'])} updates, {loss}{unstable}")
+    console.say(f"{plan.name}: {updates} updates, {loss}{unstable}")
 
 
 def keep_weights(
@@ -322,6 +253,5 @@ def keep_weights(
 ) -> None:
     """Put the model's weights under the run's ``checkpoints/``, their digest into its tags."""
     with tempfile.TemporaryDirectory(prefix="oodflow-") as folder:
-        digest = save_model(Path(folder) / MODEL_FILE, model, experiment)
-        runs.log_artifacts(session.store, run_id, Path(folder), "checkpoints")
-    runs.set_tags(session.store, run_id, {"weights": digest})
+        save_model(Path(folder) / WEIGHTS, model, experiment)
+        hand_over(session.store, run_id, Path(folder))

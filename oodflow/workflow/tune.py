@@ -52,16 +52,10 @@ from oodflow.tuning.study import (
     run_trials,
 )
 from oodflow.workflow.finetune import finetune_plan
+from oodflow.workflow.run_state import STATE_FOLDER
 from oodflow.workflow.session import Session, open_session
-from oodflow.workflow.training_run import (
-    STATE_FOLDER,
-    Plan,
-    batches_of,
-    ended_on_error,
-    new_trainer,
-    report_metrics,
-    run_tags,
-)
+from oodflow.workflow.training_plan import Plan, run_tags
+from oodflow.workflow.training_run import batches_of, ended_on_error, new_trainer, report_metrics
 
 __all__ = ["command"]
 

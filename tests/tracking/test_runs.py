@@ -117,16 +117,6 @@ def test_parameters_that_are_there_keep_their_value(store):
     assert runs.get(store, run_id).params == {"model.depth": "4", "model.hidden": "8"}
 
 
-def test_after_a_resume_only_missing_steps_are_logged(store):
-    run_id = started(store)
-    reports = [(step, {"train/bpd": 8 - step / 10, "valid/bpd": 9.0}) for step in (3, 6, 9)]
-    runs.log_reports(store, run_id, reports[:2])
-    runs.log_reports(store, run_id, reports, resumed=True)
-    runs.log_reports(store, run_id, reports, resumed=True)
-    assert history(store, run_id, "train/bpd") == [(3, 7.7), (6, 7.4), (9, 7.1)]
-    assert history(store, run_id, "valid/bpd") == [(3, 9.0), (6, 9.0), (9, 9.0)]
-
-
 def test_artifacts_come_back_as_they_were(store, tmp_path):
     run_id = started(store)
     (tmp_path / "files").mkdir()

@@ -1,6 +1,9 @@
 """Checkpoints: exact, atomic, verified, and never unpickled."""
 
+import contextlib
 import pickle
+import resource
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from oodflow.errors import UserError
+from oodflow.errors import ResourceError, UserError
 from oodflow.experiment import Data, Experiment, Loss, Model, Optimisation
 from oodflow.models.build import build_model
 from oodflow.training import checkpoint
@@ -92,27 +95,110 @@ def test_weights_of_another_architecture_are_refused(tmp_path) -> None:
         checkpoint.load_model(path)
 
 
-def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch) -> None:
+@contextlib.contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes: a real limit of the system, as a full disk is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path) -> None:
     path, _, digest = saved(tmp_path)
-
-    def full_disk(*_) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint.os, "fsync", full_disk)
-    with pytest.raises(UserError, match="No space left"):
+    with room_for(1000), pytest.raises(ResourceError, match=f"cannot write {path}: ") as error:
         saved(tmp_path)
+    assert "\n" not in str(error.value)
     assert checkpoint.load_model(path)[2] == digest
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_training_state_of_another_experiment_is_refused(tmp_path) -> None:
-    state = checkpoint.TrainingState(3, {"a": torch.ones(2)}, {"0/step": torch.ones(1)}, [{"x": 1}])
-    checkpoint.save_training(tmp_path / "s", state, EXPERIMENT)
-    found = checkpoint.load_training(tmp_path / "s", EXPERIMENT)
-    assert (found.step, found.reports) == (3, [{"x": 1}])
-    assert torch.equal(found.model["a"], state.model["a"])
+def test_what_a_killed_process_left_half_written_is_no_hindrance(tmp_path) -> None:
+    path, _, _ = saved(tmp_path)
+    path.with_name(f"{path.name}.partial").write_bytes(b"half")
+    _, _, digest = saved(tmp_path)
+    assert checkpoint.load_model(path)[2] == digest
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+# The state of a training
+
+
+def state(step: int) -> checkpoint.TrainingState:
+    return checkpoint.TrainingState(step, {"a": torch.full((2,), step)}, {"0/x": torch.ones(1)})
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A run's folder after the states of updates 3, 6 and 9."""
+    for step in (3, 6, 9):
+        checkpoint.save_training(tmp_path, state(step), EXPERIMENT)
+    return tmp_path
+
+
+def newest(folder: Path) -> tuple[int, str]:
+    """The update of the newest whole state, its tensors checked, and the damage."""
+    found, damage = checkpoint.newest_training(folder, EXPERIMENT)
+    assert found and found.model["a"].tolist() == [found.step, found.step]
+    assert found.optimiser.keys() == {"0/x"}
+    return found.step, damage
+
+
+def test_training_state_of_another_experiment_is_refused(folder) -> None:
+    assert newest(folder) == (9, "")
     with pytest.raises(UserError, match="another experiment"):
-        checkpoint.load_training(tmp_path / "s", replace(EXPERIMENT, seed=1))
+        checkpoint.newest_training(folder, replace(EXPERIMENT, seed=1))
+
+
+def test_before_the_first_state_there_is_none(tmp_path) -> None:
+    assert checkpoint.newest_training(tmp_path, EXPERIMENT) == (None, "")
+
+
+def test_two_states_are_kept_and_nothing_else(folder) -> None:
+    names = {checkpoint.STATE_FILE, checkpoint.PREVIOUS_FILE}
+    assert {file.name for file in folder.iterdir()} == names
+    before = checkpoint.load_training(folder / checkpoint.PREVIOUS_FILE, EXPERIMENT)
+    assert before.step == 6
+
+
+@pytest.mark.parametrize("damage", ["cut to nothing", "cut short", "a flipped bit"])
+def test_a_damaged_newest_state_is_replaced_by_the_one_before(folder, damage: str) -> None:
+    file = folder / checkpoint.STATE_FILE
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    damaged = {"cut to nothing": b"", "cut short": content[:-5], "a flipped bit": content}
+    file.write_bytes(damaged[damage])
+    step, said = newest(folder)
+    assert step == 6 and f"damaged checkpoint {file}" in said
+    # The damaged one is gone for good, also where a crash follows the next renaming.
+    assert newest(folder) == (6, "")
+    checkpoint.save_training(folder, state(9), EXPERIMENT)
+    file.unlink()
+    assert newest(folder) == (6, "")
+
+
+def test_a_crash_between_the_two_renamings_leaves_the_state_before(folder) -> None:
+    file = folder / checkpoint.STATE_FILE
+    file.replace(folder / checkpoint.PREVIOUS_FILE)
+    assert newest(folder) == (9, "")
+    assert file.exists()
+
+
+def test_without_any_whole_state_the_folder_to_remove_is_named(folder) -> None:
+    for name in (checkpoint.STATE_FILE, checkpoint.PREVIOUS_FILE):
+        (folder / name).write_bytes(b"damaged")
+    with pytest.raises(UserError, match=f"damaged checkpoint .* remove {folder} ") as error:
+        checkpoint.newest_training(folder, EXPERIMENT)
+    assert "\n" not in str(error.value)
+
+
+def test_a_state_that_does_not_fit_on_the_disk_leaves_both_others(folder) -> None:
+    with room_for(100), pytest.raises(ResourceError, match=checkpoint.STATE_FILE):
+        checkpoint.save_training(folder, state(12), EXPERIMENT)
+    test_two_states_are_kept_and_nothing_else(folder)
+    assert newest(folder) == (9, "")
 
 
 def test_weights_are_stored_under_their_plain_names(tmp_path) -> None:

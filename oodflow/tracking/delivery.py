@@ -1,0 +1,134 @@
+"""Reports on their way from a journal to a store: in order, each once, and nobody waits for them.
+
+A thread sends them, so that a training goes on while the store is away, locked or slow. After a
+failure it is not clear what has arrived: a request may have been carried out whose answer was lost.
+Before anything is sent again, the store is therefore asked which steps it has. A request that it
+carries out later still, such as one that lay in the queue of a stopped server, does no harm: a
+report keeps its time, and MLflow's databases hold a metric of the same step, time and value once.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+from oodflow import console
+from oodflow.errors import ResourceError
+from oodflow.tracking import runs
+from oodflow.tracking.journal import Report
+from oodflow.tracking.store import Store, cause, impatient
+
+__all__ = ["Delivery", "delivering", "log_reports"]
+
+PAUSE = 1.0
+"""Seconds between a failure and the next attempt."""
+SHORT_WAIT = 1.0
+"""Seconds for what is on its way when a training is interrupted or fails."""
+LAST_WAIT = 60.0
+"""Seconds that the end of a training waits for a store that is away."""
+
+
+def log_reports(store: Store, run_id: str, reports: Sequence[Report], unclear: bool) -> None:
+    """Log reports in their order, each in one request; where it is ``unclear``, each missing one.
+
+    A report's metrics are one batch, or several where they are very many. They are sent in their
+    order, so that where the last of them is, all are.
+    """
+    logged: dict[str, set[int]] = {}
+    for report in reports:
+        *_, last = report.metrics
+        if unclear and last not in logged:
+            logged[last] = set(runs.history(store, run_id, last))
+        if report.step not in logged.get(last, ()):
+            runs.log_metrics(store, run_id, report.metrics, report.step, report.time)
+
+
+class Delivery:
+    """Sends reports in a thread of its own; what fails is tried again until it is closed."""
+
+    def __init__(
+        self,
+        send: Callable[[Sequence[Report], bool], None],
+        waiting: Sequence[Report] = (),
+        unclear: bool = False,
+    ) -> None:
+        """``send(reports, unclear)`` delivers all of them, or raises.
+
+        ``waiting`` are sent first. With ``unclear`` any report may have arrived, in a former life
+        of the run: also one that is still to come, where the run's state was lost.
+        """
+        self.failure = ""
+        """What the last failed attempt said."""
+        self._send = send
+        self._waiting = list(waiting)
+        self._always_unclear = self._unclear = unclear
+        self._closed = False
+        self._changed = threading.Condition()
+        # A daemon: a request that hangs must not keep the program from ending.
+        threading.Thread(target=self._work, name="delivery", daemon=True).start()
+
+    def add(self, report: Report) -> None:
+        """Hand a report over; returns at once."""
+        with self._changed:
+            self._waiting.append(report)
+            self._changed.notify_all()
+
+    def wait(self, seconds: float) -> int:
+        """Wait at most so long for what is on its way; how many reports have not arrived."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting, seconds)
+            return len(self._waiting)
+
+    def close(self) -> None:
+        """Try nothing any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._waiting)
+                if self._closed:
+                    return
+                batch = tuple(self._waiting)
+            try:
+                self._send(batch, self._unclear)
+            except Exception as error:
+                self.failure = cause(error)
+                self._unclear = True
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed, PAUSE)
+            else:
+                with self._changed:
+                    del self._waiting[: len(batch)]
+                    self._unclear = self._always_unclear
+                    self._changed.notify_all()
+
+
+@contextmanager
+def delivering(
+    store: Store, run_id: str, waiting: Sequence[Report], unclear: bool
+) -> Iterator[Callable[[Report], None]]:
+    """Deliver reports to a run for as long as the context lasts; yields what takes the next one.
+
+    At the end the store has a minute for what has not arrived. Raises ResourceError where that is
+    not enough.
+    """
+    with impatient():
+        delivery = Delivery(partial(log_reports, store, run_id), waiting, unclear)
+        try:
+            try:
+                yield delivery.add
+            finally:
+                lacking = delivery.wait(SHORT_WAIT)
+            if lacking:
+                console.say(f"{lacking} reports are not delivered, waiting for {store.uri}")
+                lacking = delivery.wait(LAST_WAIT)
+        finally:
+            delivery.close()
+    if lacking:
+        why = delivery.failure or "it is too slow"
+        raise ResourceError(
+            f"{lacking} reports could not be delivered to the MLflow store at {store.uri} ({why})"
+        )

@@ -1,0 +1,104 @@
+"""What a run under way keeps on this machine, so that neither a crash nor a lost store costs it.
+
+``.oodflow/<run id>/`` in the working folder, in the hands of one process at a time (``lock``), has
+
+- ``run.json`` and ``journal.jsonl``: what the store learns of the run (oodflow.tracking.journal);
+- ``training.safetensors`` and the one before it (oodflow.training.checkpoint);
+- ``checkpoints/model.safetensors``: the weights, once the training is over.
+
+The folder is removed when the run is evaluated and registered.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from oodflow.errors import ResourceError, UserError
+from oodflow.experiment import Experiment
+from oodflow.tracking import runs
+from oodflow.tracking.journal import (
+    JOURNAL_FILE,
+    RECORD_FILE,
+    Report,
+    read_record,
+    read_reports,
+)
+from oodflow.tracking.store import Store, answering
+from oodflow.training.checkpoint import MODEL_FILE, TrainingState, load_model, newest_training
+
+__all__ = ["STATE_FOLDER", "WEIGHTS", "hand_over", "kept", "locked", "reached", "state_elsewhere"]
+
+STATE_FOLDER = Path(".oodflow")
+WEIGHTS = Path("checkpoints", MODEL_FILE)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """The run's state folder, held by this process alone; the system frees it on any death."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
+    except OSError as error:
+        raise ResourceError(f"cannot write to {folder}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"run {folder.name} is in the hands of another process") from error
+        except OSError as error:
+            raise ResourceError(f"cannot lock {folder}: {error.strerror}") from error
+        yield folder
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def kept(store: Store, folder: Path) -> Iterator[None]:
+    """Say of a disk or a store that gave out what is kept of the run, and how it goes on."""
+    try:
+        with answering(store):
+            yield
+    except ResourceError as error:
+        if (folder / WEIGHTS).exists():
+            said = (
+                f"weights and journal are kept in {folder}, and delivered later by: "
+                f"oodflow runs sync {folder.name}"
+            )
+        else:
+            said = (
+                f"the last good checkpoint and the journal are kept in {folder}; "
+                "once that is mended, the same command with --resume goes on"
+            )
+        raise ResourceError(f"{error}; {said}") from error
+
+
+def reached(folder: Path, experiment: Experiment) -> tuple[TrainingState | None, list[Report], str]:
+    """Where a training goes on: its newest whole state, its reports, what is wrong with a newer.
+
+    The state is None before the first checkpoint. Raises UserError where what is kept is damaged.
+    """
+    reports = read_reports(folder / JOURNAL_FILE)
+    state, damage = newest_training(folder, experiment)
+    if state and state.step not in {report.step for report in reports}:
+        raise UserError(
+            f"{folder / JOURNAL_FILE} lacks the report of update {state.step}, the one of the "
+            f"checkpoint; remove {folder} to train the run from the beginning"
+        )
+    return state, reports, damage
+
+
+def hand_over(store: Store, run_id: str, folder: Path) -> None:
+    """Put the weights in a folder under the run's ``checkpoints/``, their digest into its tags."""
+    *_, digest = load_model(folder / WEIGHTS)
+    runs.log_artifacts(store, run_id, (folder / WEIGHTS).parent, "checkpoints")
+    runs.set_tags(store, run_id, {"weights": digest})
+
+
+def state_elsewhere(spec: str) -> str:
+    """A run of the experiment with this hash that has its state here, or ""."""
+    for file in sorted(STATE_FOLDER.glob(f"*/{RECORD_FILE}")):
+        if read_record(file).tags["spec"] == spec:
+            return file.parent.name
+    return ""

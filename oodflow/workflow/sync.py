@@ -1,0 +1,128 @@
+"""``oodflow runs sync``: delivers what is kept of runs whose store was away, there or elsewhere."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from oodflow import console
+from oodflow.data.catalog import lookup
+from oodflow.errors import UserError
+from oodflow.tracking import runs
+from oodflow.tracking.delivery import log_reports
+from oodflow.tracking.journal import (
+    JOURNAL_FILE,
+    RECORD_FILE,
+    Record,
+    make_anew,
+    read_record,
+    read_reports,
+    tell,
+)
+from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.store import Store
+from oodflow.training.checkpoint import load_model
+from oodflow.workflow.run_state import STATE_FOLDER, WEIGHTS, hand_over, kept, locked
+from oodflow.workflow.session import Session, open_session
+from oodflow.workflow.train import conclude
+from oodflow.workflow.training_plan import Plan
+from oodflow.workflow.training_run import ended_on_error
+
+__all__ = ["command", "sync"]
+
+
+def command(given: Mapping[str, Any]) -> int:
+    """Deliver one run, or all that are kept here; the exit code is 1 if one could not be."""
+    run_ids = _kept_runs()
+    if given["run"] and given["run"] not in run_ids:
+        raise UserError(
+            f"nothing is kept of run {given['run']!r} in {STATE_FOLDER.absolute()}; "
+            "`oodflow runs sync` delivers all that is"
+        )
+    session = open_session(given)
+    if given["run"]:
+        console.say(sync(session, given["run"]))
+        return 0
+    if not run_ids:
+        console.say(f"nothing to deliver: no run is kept in {STATE_FOLDER.absolute()}")
+    code = 0
+    for run_id in run_ids:
+        try:
+            console.say(sync(session, run_id))
+        except UserError as error:
+            console.error(" ".join(str(error).split()))
+            code = 1
+    return code
+
+
+def _kept_runs() -> list[str]:
+    """Ids of the runs that have something kept in the working folder, the oldest first."""
+    files = STATE_FOLDER.glob(f"*/{RECORD_FILE}")
+    return [file.parent.name for file in sorted(files, key=lambda file: file.stat().st_mtime)]
+
+
+def sync(session: Session, run_id: str) -> str:
+    """Deliver one run, finish it where its training is over, and return what has become of it.
+
+    A store that does not know the run gets one like it, and what is kept is under its id then.
+    Raises UserError where another process has the run in hand, ResourceError where the store fails.
+    """
+    store = session.store
+    with locked(STATE_FOLDER / run_id) as folder:
+        record = read_record(folder / RECORD_FILE)
+        with kept(store, folder):
+            known = runs.exists(store, run_id)
+            if known and runs.get(store, run_id).registered:
+                shutil.rmtree(folder)
+                return f"{record.name}: run {run_id} is there already"
+            new_id = run_id if known else make_anew(store, record)
+        # From here on an interruption finds the new run by the name of the folder.
+        folder = folder.rename(STATE_FOLDER / new_id)
+        with ended_on_error(store, new_id), kept(store, folder):
+            return f"{record.name}: {_deliver(session, new_id, record, folder)}"
+
+
+def _deliver(session: Session, run_id: str, record: Record, folder: Path) -> str:
+    """Bring a run's reports and weights to its store, and finish it if that can be done here."""
+    store = session.store
+    runs.reopen(store, run_id)
+    tell(store, run_id, record)
+    reports = read_reports(folder / JOURNAL_FILE)
+    log_reports(store, run_id, reports, unclear=True)
+    done = f"run {run_id} has its {len(reports)} reports"
+    if not (folder / WEIGHTS).exists():
+        runs.end(store, run_id, "KILLED")
+        return f"{done}; its training is not over: the same command with --resume goes on"
+    hand_over(store, run_id, folder)
+    dataset = lookup(record.tags["dataset"])
+    if not session.present(dataset.name):
+        runs.end(store, run_id, "KILLED")
+        return (
+            f"{done} and its weights; it is not evaluated, since {dataset.name} is not there: "
+            f"{dataset.obtain}, then oodflow runs sync {run_id}"
+        )
+    conclude(session, _plan(store, record, folder), run_id)
+    shutil.rmtree(folder)
+    return f"{done} and its weights, is evaluated and registered"
+
+
+def _plan(store: Store, record: Record, folder: Path) -> Plan:
+    """As much of the run's plan as its evaluation needs."""
+    _, experiment, _ = load_model(folder / WEIGHTS)
+    tags = record.tags
+    general = _general(store, record)
+    return Plan(tags["kind"], experiment, tags["role"], tags["init"], general=general)
+
+
+def _general(store: Store, record: Record) -> RunInfo | None:
+    """The general model of a run's evaluation: the very run, else the newest like it here."""
+    if not record.general_run:
+        return None
+    tags = {"spec": record.general_spec, "registered": "true"}
+    found = runs.find(store, tags, status="FINISHED")
+    if not found:
+        raise UserError(
+            f"{record.name}: its general model, run {record.general_run}, is not at {store.uri}, "
+            f"nor is one of the same experiment ({record.general_spec}); train it there first"
+        )
+    return next((run for run in found if run.run_id == record.general_run), found[0])

@@ -1,0 +1,98 @@
+"""What is trained: an experiment, the runs that it builds on, and what a store is told of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from oodflow.data.catalog import slug_of
+from oodflow.experiment import Experiment, parameters, spec_hash
+from oodflow.tracking import runs
+from oodflow.tracking.journal import Record, new_record
+from oodflow.tracking.runs import RunInfo
+from oodflow.workflow.session import Session, dataset_use
+
+__all__ = ["Plan", "model_name", "record_of", "run_tags"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment and the runs it builds on."""
+
+    kind: str
+    """``train`` or ``finetune``."""
+    experiment: Experiment
+    role: str
+    start: str
+    """Where the weights come from: scratch, general or own."""
+    init: RunInfo | None = None
+    contrast: RunInfo | None = None
+    general: RunInfo | None = None
+    """General model for the ``diff`` score of validation and evaluation."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Tags that say where parameters come from, such as a study."""
+
+    @property
+    def name(self) -> str:
+        """The run's name: model, dataset, start, loss, seed."""
+        loss = self.experiment.loss
+        dataset = slug_of(self.experiment.data.dataset)
+        words = [self.experiment.model.name, dataset, f"from {self.start}"]
+        if self.experiment.model.classes:
+            words.append("supervised")
+        if loss.outlier_loss != "none":
+            words.append(f"{loss.outlier_loss} against {slug_of(loss.outlier_dataset)}")
+        return " · ".join([*words, f"seed {self.experiment.seed}"])
+
+
+def run_tags(plan: Plan) -> dict[str, str]:
+    """The contract's tags of a training run."""
+    experiment = plan.experiment
+    tags = {
+        "kind": plan.kind,
+        "model": experiment.model.name,
+        "dataset": experiment.data.dataset,
+        "role": plan.role,
+        "setting": "supervised" if experiment.model.classes else "unsupervised",
+        "outlier_loss": experiment.loss.outlier_loss,
+        "outlier_dataset": experiment.loss.outlier_dataset,
+        "init": plan.start,
+        "seed": str(experiment.seed),
+        "spec": spec_hash(experiment),
+        "registered": "false",
+    }
+    for name, run in (("init_run", plan.init), ("contrast_run", plan.contrast)):
+        if run:
+            tags[name] = run.run_id
+    return tags | dict(plan.origins)
+
+
+def model_name(plan: Plan) -> str:
+    """Name in the model registry; its versions are the seeds and repetitions."""
+    words = ["oodflow", plan.experiment.model.name, slug_of(plan.experiment.data.dataset)]
+    if plan.experiment.model.classes:
+        words.append("supervised")
+    if plan.experiment.loss.outlier_loss != "none":
+        words.append(plan.experiment.loss.outlier_loss)
+    return "-".join(words)
+
+
+def record_of(session: Session, plan: Plan, parent: str) -> Record:
+    """What a store learns of the run; another one must be able to finish it."""
+    general = plan.general
+    return new_record(
+        plan.name,
+        run_tags(plan),
+        parameters(plan.experiment),
+        tuple(_datasets(session, plan)),
+        parent=parent,
+        general_run=general.run_id if general else "",
+        general_spec=general.tags.get("spec", "") if general else "",
+    )
+
+
+def _datasets(session: Session, plan: Plan) -> list[runs.DatasetUse]:
+    """The training folds, for the run's inputs in MLflow."""
+    uses = {
+        "training": plan.experiment.data.dataset,
+        "outliers": plan.experiment.loss.outlier_dataset,
+    }
+    return [dataset_use(session, name, "train", use) for use, name in uses.items() if name]
