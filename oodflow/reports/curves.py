@@ -13,13 +13,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from oodflow.evaluation.figures import COLOURS, LINES, new_figure
+from oodflow.reports.frames import check_frame
 from oodflow.reports.style import (
     LABEL,
     MARKERS,
     SMALL,
     TITLE,
     WIDTH,
-    check_frame,
     legend_below,
     text_height,
     wrapped,
@@ -101,6 +101,8 @@ def training_curves_figure(
     Raises ValueError for missing columns, an unknown series, two numbers for one place, or where
     there is no finite value.
     """
+    if curves.empty:
+        raise ValueError("the frame has no rows")
     check_frame(curves, ["panel", "series", "seed", "step"], "value", {"series": SERIES})
     if reference and reference not in SERIES:
         raise ValueError(f"unknown reference {reference!r}; known: {', '.join(SERIES)}")

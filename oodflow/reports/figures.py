@@ -21,6 +21,7 @@ from oodflow.evaluation.figures import COLOURS, new_figure, percent, save_figure
 from oodflow.evaluation.metrics import mean_std
 from oodflow.evaluation.scores import CLIP
 from oodflow.reports.curves import SERIES, training_curves_figure
+from oodflow.reports.frames import check_frame
 from oodflow.reports.layouts import SCORE_NAMES
 from oodflow.reports.pictures import extremes_figure, fourier_figure
 from oodflow.reports.style import (
@@ -29,7 +30,6 @@ from oodflow.reports.style import (
     SMALL,
     TITLE,
     WIDTH,
-    check_frame,
     legend_below,
     text_height,
     wrapped,
@@ -72,6 +72,8 @@ def overview_figure(frame: pd.DataFrame) -> Figure:
     numbers for one place.
     """
     place = ["dataset", "ood", "score", "setting"]
+    if frame.empty:
+        raise ValueError("the frame has no rows")
     check_frame(frame, [*place, "seed"], "auroc", {"setting": SETTINGS})
     frame = frame[frame["score"].isin(list(SCORE_NAMES))]
     if frame.empty:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from oodflow.reports.frames import check_frame
 from oodflow.reports.tables import (
     AUROC_PERCENT,
     BITS_PER_DIMENSION,
@@ -308,17 +309,10 @@ def _check(
     value: str,
     known: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
-    missing = [name for name in [*place, "run_id", value] if name not in frame]
-    if missing:
-        raise ValueError(f"the frame lacks the columns {', '.join(missing)}")
-    for column, names in (known or {}).items():
-        unknown = sorted(set(frame[column]) - set(names))
-        if unknown:
-            raise ValueError(f"unknown {column} {unknown[0]!r}; known: {', '.join(names)}")
-    twice = frame[frame.duplicated(place, keep=False)]
-    if len(twice):
-        first = ", ".join(f"{name} {twice.iloc[0][name]}" for name in place)
-        raise ValueError(f"{len(twice)} rows share their place, such as {first}; pass the newest")
+    """A table's numbers also name their runs."""
+    if "run_id" not in frame:
+        raise ValueError("the frame lacks the columns run_id")
+    check_frame(frame, place, value, known)
 
 
 def _by_place(frame: pd.DataFrame, place: list[str], value: str) -> dict[Key, SeedValues]:

@@ -2,10 +2,9 @@
 
 import math
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 
-import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -17,7 +16,6 @@ __all__ = [
     "SMALL",
     "TITLE",
     "WIDTH",
-    "check_frame",
     "legend_below",
     "text_height",
     "text_width",
@@ -92,26 +90,3 @@ def legend_below(figure: Figure, handles: Sequence[Artist], *, handle_length: fl
             figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)
             return
         legend.remove()
-
-
-def check_frame(
-    frame: pd.DataFrame, place: list[str], value: str, known: Mapping[str, Collection[str]]
-) -> None:
-    """Raise ValueError unless the frame has one number for each place, and known names only.
-
-    ``place`` are the columns that say what the number in the column ``value`` belongs to;
-    ``known`` maps some of them to the names that they may hold.
-    """
-    missing = [name for name in [*place, value] if name not in frame]
-    if missing:
-        raise ValueError(f"the frame lacks the columns {', '.join(missing)}")
-    if frame.empty:
-        raise ValueError("the frame has no rows")
-    for column, names in known.items():
-        unknown = sorted(set(frame[column]) - set(names))
-        if unknown:
-            raise ValueError(f"unknown {column} {unknown[0]!r}; known: {', '.join(names)}")
-    twice = frame[frame.duplicated(place, keep=False)]
-    if len(twice):
-        first = ", ".join(f"{name} {twice.iloc[0][name]}" for name in place)
-        raise ValueError(f"{len(twice)} rows share their place, such as {first}; pass the newest")
