@@ -133,7 +133,13 @@ def comparison_frame(registry: Registry, family: str, fold: str) -> pd.DataFrame
             names = {"raw": "none", "diff": model.tags["model"]}
             rows += _compared(model, model, "auroc/", names)
     frame = _frame(rows, ["model", "dataset", "ood", "general", "auroc"])
-    return frame.drop_duplicates(["seed", "model", "dataset", "ood", "general"])
+    frame = frame.drop_duplicates(["seed", "model", "dataset", "ood", "general"])
+    order = {name: position for position, name in enumerate(CATALOG)}
+    return frame.sort_values(
+        "dataset",
+        key=lambda names: names.map(lambda name: order.get(name, len(order))),
+        kind="stable",
+    )
 
 
 def _compared(
