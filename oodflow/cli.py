@@ -14,7 +14,7 @@ import click
 
 from oodflow.errors import ResourceError, UserError
 from oodflow.experiment import AUTO, Option
-from oodflow.options import ENTRY_POINTS, EntryPoint
+from oodflow.options import BENCH, ENTRY_POINTS, EntryPoint
 
 __all__ = ["cli", "main"]
 
@@ -27,6 +27,7 @@ COMMANDS = {
     "analyse": "oodflow.workflow.analyse",
     "report": "oodflow.workflow.report",
     "reproduce": "oodflow.workflow.reproduce",
+    "bench": "oodflow.workflow.bench",
 }
 """The module behind each entry point; its ``command`` takes the options as a mapping.
 
@@ -109,7 +110,7 @@ def cli() -> None:
     """Anomaly detection with deep generative models that is right, fast and tracked."""
 
 
-for _name, _entry in ENTRY_POINTS.items():
+for _name, _entry in {**ENTRY_POINTS, "bench": BENCH}.items():
     cli.add_command(entry_point(_name, _entry))
 
 
@@ -238,17 +239,6 @@ def import_checkpoint(**given: Any) -> None:
       oodflow import-checkpoint cifar10_glow.th --format authors --dataset cifar10
     """
     import_module("oodflow.workflow.import_checkpoint").command(**given)
-
-
-@cli.command()
-@click.option("--preset", default="quick", show_default=True, help="quick or paper")
-@click.option("--device", default=AUTO, show_default=True, help="cpu, cuda, …")
-@click.option("--steps", default=30, show_default=True, help="Updates to measure.")
-@data_dir
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def bench(**given: Any) -> None:
-    """Measure a training step: its parts, images per second, share of this machine's peak."""
-    import_module("oodflow.workflow.bench").command(given)
 
 
 def main(arguments: list[str] | None = None) -> None:

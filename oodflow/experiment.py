@@ -18,6 +18,8 @@ __all__ = [
     "AUTO",
     "COMPRESSORS",
     "MODELS",
+    "OUTLIER_LOSSES",
+    "PRECISIONS",
     "Data",
     "Experiment",
     "Loss",

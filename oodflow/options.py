@@ -5,10 +5,23 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from oodflow.errors import UserError
-from oodflow.experiment import AUTO, Data, Loss, Model, Optimisation, Option, option, options_of
+from oodflow.experiment import (
+    AUTO,
+    OUTLIER_LOSSES,
+    PRECISIONS,
+    Data,
+    Loss,
+    Model,
+    Optimisation,
+    Option,
+    option,
+    options_of,
+)
 
 __all__ = [
     "Analysis",
+    "BENCH",
+    "Benchmark",
     "ENTRY_POINTS",
     "EntryPoint",
     "Evaluation",
@@ -32,6 +45,7 @@ class Running:
     preset: str = option("quick: minutes on a CPU; paper: the published settings", "quick", PRESETS)
     seeds: str = option("comma-separated; several make a parent run; auto: 1, for main 1,2,3")
     epochs: int = option("passes over the data, in place of steps; auto: from the preset")
+    recompute: bool = option("compute activations twice and keep none: less memory, slower", False)
     device: str = option("cpu, cuda, cuda:1, …; auto: the first GPU, else the CPU")
     data_dir: str = option("folder of the datasets; auto: OODFLOW_DATA, else the user's cache")
 
@@ -121,7 +135,7 @@ class Reporting:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """Which plan of runs is carried out, and what is laid over its own options."""
+    """Which plan of runs is carried out, by whom, and what is laid over its own options."""
 
     plan: str = option("sketch, paper, quickstart, or the path of a YAML file", "sketch")
     dry_run: bool = option("say what is there, what is missing and what that costs", False)
@@ -136,9 +150,32 @@ class Reproduction:
     steps: int = option("updates of every training; auto: the plan's")
     batch_size: int = option("images a batch; auto: the plan's")
     report_every: int = option("updates between validations; auto: the plan's")
+    engine: str = option("process: one task after the other; ray: on a Ray cluster", "process",
+                         ("process", "ray"))  # fmt: skip
+    ray_address: str = option("the cluster; auto: RAY_ADDRESS, else one here for this call")
+    cpus: int = option("with ray: CPU cores a task", 1)
+    gpus: float = option("with ray: GPUs a task, such as 0.5; auto: 1 where there are GPUs")
+    retries: int = option("with ray: new attempts at a task whose worker died", 2)
     device: str = option("cpu, cuda, cuda:1, …; auto: the first GPU, else the CPU")
     data_dir: str = option("folder of the datasets; auto: OODFLOW_DATA, else the user's cache")
     out: str = option("folder for the report's files", "report")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Which update of a training is measured, and beside what."""
+
+    preset: str = option("quick: minutes on a CPU; paper: the published settings", "quick", PRESETS)
+    loss: str = option("loss; with outliers a frozen model and as many images more", "none",
+                       OUTLIER_LOSSES)  # fmt: skip
+    batch_size: int = option("images a batch, and as many outliers; auto: from the preset")
+    precision: str = option("arithmetic of the network", "fp32", PRECISIONS)
+    recompute: bool = option("compute activations twice and keep none: less memory, slower", False)
+    compare: str = option("eager: also one layer after another, as the textbook has it", "none",
+                          ("none", "eager"))  # fmt: skip
+    steps: int = option("updates that are timed", 20)
+    device: str = option("cpu, cuda, cuda:1, …; auto: the first GPU, else the CPU")
+    json: bool = option("print JSON instead of a table", False)
 
 
 @dataclass(frozen=True)
@@ -211,9 +248,20 @@ ENTRY_POINTS: Mapping[str, EntryPoint] = {
             "oodflow reproduce --dry-run",
             "oodflow reproduce --only general,finetuned --seeds 1",
             "oodflow reproduce --plan paper --general-set imagenet32",
+            "oodflow reproduce --plan paper --engine ray --gpus 0.5",
         ),
     ),
 }
+
+BENCH = EntryPoint(
+    "Measure an update of a training: its parts, memory, and this device's floor for it.",
+    (Model, Benchmark),
+    (
+        "oodflow bench --compare eager",
+        "oodflow bench --preset paper --batch-size 8 --steps 3 --loss binary",
+    ),
+)
+"""Of the command line alone: an MLflow project makes runs, and this makes none."""
 
 Section = TypeVar("Section")
 

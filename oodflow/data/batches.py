@@ -82,6 +82,13 @@ class Batch:
     noise: Tensor
     """float32 B×C×H×W in [0, 1), in units of a level."""
 
+    def part(self, number: int, parts: int) -> "Batch":
+        """One of so many parts in a row, counted from 0; their sizes differ by one at most."""
+        size = len(self.images)
+        own = slice(size * number // parts, size * (number + 1) // parts)
+        labels = None if self.labels is None else self.labels[own]
+        return Batch(self.images[own], labels, self.noise[own])
+
 
 class Batches:
     """The training batches of a dataset, by the number of the step.

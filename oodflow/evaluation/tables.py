@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from oodflow.errors import UserError
 from oodflow.models.class_conditional import ClassConditionalGlow
 from oodflow.models.likelihood import NOISE_FREE, LikelihoodModel
+from oodflow.models.precision import precision_context
 
 __all__ = ["NOISE_CHUNK", "dequantisation_noise", "read_table", "score_images", "write_table"]
 
@@ -104,7 +105,8 @@ def score_images(
 
     noise_free, dequantised = [], []
     predicted = []
-    with evaluation_mode(model), torch.inference_mode():
+    precision = precision_context("fp32", torch.device(device))
+    with evaluation_mode(model), precision, torch.inference_mode():
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)
             images = pixels[start:stop].to(device, non_blocking=True)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from oodflow.errors import UserError
 from oodflow.models.glow import Glow
 from oodflow.models.likelihood import LEVELS
+from oodflow.models.precision import full_precision
 
 __all__ = ["ClassConditionalGlow", "ClassGaussians"]
 
@@ -42,8 +43,7 @@ class ClassGaussians(nn.Module):
         of the classes taken out, the products carry only what distinguishes the classes, so that
         little cancels and equal classes come out exactly equal.
         """
-        # As the flow's own maps: in full precision under autocast.
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z.device):
             mean, log_std = self.moments()
             precision = (-2 * log_std).exp()
             # The result does not depend on these two, and therefore nor does its gradient.

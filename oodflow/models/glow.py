@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oodflow.errors import UserError
+from oodflow.models.form import run
+from oodflow.models.fused import fold
 from oodflow.models.layers import ActNorm, CouplingNetwork, FlowStep
 from oodflow.models.likelihood import LEVELS, LikelihoodModel
 
@@ -116,12 +118,14 @@ class Scale(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latent N×d, what goes on to the next scale, and log|det| of the scale, N."""
         x = F.pixel_unshuffle(x, 2)
-        log_det = x.new_zeros(len(x))
-        for step in self.steps:
-            x, step_log_det = step(x)
-            log_det = log_det + step_log_det
+        steps, shared = fold(self.steps)
+        log_dets = []
+        for step in steps:
+            x, step_log_det = run(step, x)
+            log_dets.append(step_log_det)
         kept, onward = self.split(x)
         latent, latent_log_det = self.latent.standardise(kept, onward)
+        log_det = torch.stack(log_dets).sum(0) + shared * (x.shape[2] * x.shape[3])
         return latent, onward, log_det + latent_log_det
 
     def inverse(self, latent: Tensor, onward: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from oodflow.errors import UserError
 from oodflow.models.glow import Glow
 from oodflow.models.layers import ActNorm, AffineCoupling
 from oodflow.models.likelihood import LikelihoodModel
+from oodflow.models.precision import full_precision
 
 __all__ = ["DenseGlow", "DenseStep", "LocalGlow", "cut_patches", "join_patches"]
 
@@ -108,8 +109,7 @@ class FixedProjection(nn.Module):
         self.register_buffer("weight", orthogonal.to(torch.get_default_dtype()))
 
     def forward(self, x: Tensor) -> Tensor:
-        # As the flow's other maps: in full precision under autocast.
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             return F.linear(x, self.weight)
 
     def inverse(self, y: Tensor) -> Tensor:

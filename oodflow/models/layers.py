@@ -1,8 +1,7 @@
-"""The invertible layers of Glow (S1.1; Glow: arXiv:1807.03039).
+"""The invertible layers of Glow, each by itself (S1.1; Glow: arXiv:1807.03039).
 
-An affine map that follows or precedes a convolution is folded into its weights: actnorm and 1×1
-convolution become one convolution, and so do a convolution and the actnorm behind it. The numbers
-are those of the separate layers up to rounding, with half the passes over memory.
+They are the definition, and what inverses and the initialisation run. In training and scoring the
+steps of a whole scale are folded into fewer operations: see :mod:`oodflow.models.fused`.
 """
 
 from collections.abc import Callable
@@ -11,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from oodflow.models.precision import full_precision
+
 __all__ = [
     "ActNorm",
     "AffineCoupling",
@@ -18,7 +19,9 @@ __all__ = [
     "FlowStep",
     "InvertibleConv",
     "lu_factors",
+    "lu_product",
     "scaled_conv",
+    "sigmoid_and_log",
 ]
 
 MIN_STD = 1e-6
@@ -71,6 +74,16 @@ def lu_factors(matrix: Tensor) -> dict[str, Tensor]:
     return {name: factor.to(matrix.dtype) for name, factor in factors.items()}
 
 
+def lu_product(
+    permutation: Tensor, sign: Tensor, lower: Tensor, upper: Tensor, log_abs: Tensor
+) -> Tensor:
+    """W = P·L·(U + diag(s)), C×C, or K×C×C from K of each; only strict triangles of L, U enter."""
+    unit = torch.eye(sign.shape[-1], dtype=lower.dtype, device=lower.device)
+    lower = lower.tril(-1) + unit
+    upper = upper.triu(1) + torch.diag_embed(sign * log_abs.exp())
+    return permutation @ lower @ upper
+
+
 class InvertibleConv(nn.Module):
     """1×1 convolution with W = P·L·(U + diag(s)); log|det| = Σ log|s| a position.
 
@@ -95,23 +108,21 @@ class InvertibleConv(nn.Module):
                 self.register_parameter(name, nn.Parameter(factor))
 
     def weight(self) -> Tensor:
-        """W, features×features; only the strict triangles of ``lower`` and ``upper`` enter."""
-        lower = self.lower.tril(-1) + torch.eye(
-            len(self.sign), dtype=self.lower.dtype, device=self.lower.device
-        )
-        upper = self.upper.triu(1) + (self.sign * self.log_abs.exp()).diag()
-        return self.permutation @ lower @ upper
+        """W, features×features."""
+        return lu_product(self.permutation, self.sign, self.lower, self.upper, self.log_abs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with full_precision(x.device):
+            return F.conv2d(x, self.weight()[:, :, None, None])
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return torch.linalg.solve(self.weight(), y.flatten(2)).view_as(y)
 
 
 def scaled_conv(x: Tensor, weight: Tensor, bias: Tensor, logs: Tensor) -> tuple[Tensor, Tensor]:
     """(conv3×3(x) + bias)·exp(3·logs) per channel: its even output channels, and its odd ones."""
-    # Deinterleaving the weights costs less than strided reads of the output.
-    scale = (3 * logs).exp()
-    weight = weight * scale.view(-1, 1, 1, 1)
-    weight = weight.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1)
-    bias = (bias * scale).view(-1, 2).t().flatten()
-    even, odd = F.conv2d(x, weight, bias, padding=1).chunk(2, dim=1)
-    return even, odd
+    scaled = F.conv2d(x, weight, bias, padding=1) * (3 * logs).exp().view(-1, 1, 1)
+    return scaled[:, 0::2], scaled[:, 1::2]
 
 
 class CouplingNetwork(nn.Module):
@@ -139,10 +150,8 @@ class CouplingNetwork(nn.Module):
         nn.init.zeros_(self.conv3.weight)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        for conv, actnorm in ((self.conv1, self.actnorm1), (self.conv2, self.actnorm2)):
-            scale = actnorm.log_scale.exp()
-            weight = conv.weight * scale.view(-1, 1, 1, 1)
-            x = F.relu(F.conv2d(x, weight, scale * actnorm.loc, padding=conv.padding))
+        x = F.relu(self.actnorm1(self.conv1(x)))
+        x = F.relu(self.actnorm2(self.conv2(x)))
         return scaled_conv(x, self.conv3.weight, self.bias, self.logs)
 
     @torch.no_grad()
@@ -200,29 +209,18 @@ class FlowStep(nn.Module):
         self.mixing = InvertibleConv(features)
         self.coupling = AffineCoupling(network(features // 2, features))
 
-    def affine(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Actnorm and 1×1 as one map: weight W·diag(s), bias W·s·loc, and log|det| a position."""
-        weight = self.mixing.weight() * self.actnorm.log_scale.exp()
-        log_det = self.actnorm.log_scale.sum() + self.mixing.log_abs.sum()
-        return weight, weight @ self.actnorm.loc, log_det
-
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """y of x's shape and log|det|, N."""
-        # The flow's own map stays in full precision under autocast: its rounding is not undone.
-        with torch.autocast(x.device.type, enabled=False):
-            weight, bias, log_det = self.affine()
-            x = F.conv2d(x, weight[:, :, None, None], bias)
-        y, coupling_log_det = self.coupling(x)
+        y, coupling_log_det = self.coupling(self.mixing(self.actnorm(x)))
+        log_det = self.actnorm.log_scale.sum() + self.mixing.log_abs.sum()
         return y, coupling_log_det + log_det * (x.shape[2] * x.shape[3])
 
     def inverse(self, y: Tensor) -> Tensor:
-        weight, bias, _ = self.affine()
-        y = self.coupling.inverse(y) - bias.view(1, -1, 1, 1)
-        return torch.linalg.solve(weight, y.flatten(2)).view_as(y)
+        return self.actnorm.inverse(self.mixing.inverse(self.coupling.inverse(y)))
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> Tensor:
         """Set every actnorm from x, N×C×H×W, and return the step's output."""
-        x = F.conv2d(self.actnorm.initialise(x), self.mixing.weight()[:, :, None, None])
+        x = self.mixing(self.actnorm.initialise(x))
         self.coupling.network.initialise(x.chunk(2, dim=1)[0])  # type: ignore[operator]
         return self.coupling(x)[0]

@@ -9,6 +9,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import cached
 
 from oodflow.errors import UserError
+from oodflow.models.form import run
 from oodflow.models.likelihood import NOISE_FREE, LikelihoodModel
 from oodflow.models.logistic_mixture import (
     PARAMETERS_PER_COMPONENT,
@@ -181,7 +182,7 @@ class _Stream(nn.Module):
                 x = self.shrink[index - 1](x)
                 shortcuts.append(x)
             for block in stage:
-                x = block(x, *sides[len(outputs) : len(outputs) + 1])
+                x = run(block, x, *sides[len(outputs) : len(outputs) + 1])
                 shortcuts.append(x)
                 outputs.append(x)
         x = shortcuts.pop()
@@ -190,7 +191,8 @@ class _Stream(nn.Module):
             if index > 0:
                 x = self.grow[index - 1](x)
             for block in stage:
-                x = block(x, *sides[len(outputs) : len(outputs) + 1], shortcuts.pop())
+                side = sides[len(outputs) : len(outputs) + 1]
+                x = run(block, x, *side, shortcuts.pop())
                 outputs.append(x)
         return outputs
 
@@ -238,7 +240,8 @@ def _transposed(filters: int, kernel: Kernel) -> nn.ConvTranspose2d:
 
 
 def _concat_elu(x: Tensor) -> Tensor:
-    return elu(torch.cat((x, -x), dim=1))
+    # In place, its gradient comes from the output, which the convolution behind it keeps anyway.
+    return elu(torch.cat((x, -x), dim=1), inplace=True)
 
 
 def _shift_down(x: Tensor) -> Tensor:

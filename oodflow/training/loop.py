@@ -7,15 +7,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oodflow.data.batches import Batches, step_generator
+from oodflow.data.batches import Batch, Batches, step_generator
 from oodflow.experiment import Experiment
 from oodflow.models.build import build_model
+from oodflow.models.form import computed_as
 from oodflow.models.likelihood import LikelihoodModel, bits_per_dimension
+from oodflow.models.precision import precision_context
+from oodflow.training.distributed import average_gradients, broadcast_module, rank, total, world
 from oodflow.training.objective import Outcome, objective
 from oodflow.training.optimisers import learning_rate, make_optimiser
 from oodflow.training.stabilisation import gradients_finite
 
-__all__ = ["Report", "Trainer", "initialise", "new_model", "precision_context", "resolve_device"]
+__all__ = ["Report", "Trainer", "initialise", "new_model", "resolve_device"]
 
 INITIALISATION_IMAGES = 704
 """Images in the one pass of data-dependent initialisation (authors: 11 batches of 64)."""
@@ -38,15 +41,6 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
-
-
-def precision_context(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Arithmetic of the networks; likelihoods and invertible maps stay in float32."""
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
 
 
 def new_model(experiment: Experiment, device: torch.device) -> LikelihoodModel:
@@ -74,10 +68,12 @@ class Trainer:
         inliers: Batches,
         outliers: Batches | None = None,
         contrast: LikelihoodModel | None = None,
+        form: str = "fused",
         timed: Callable[[str], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         """``outliers`` and the frozen ``contrast`` model serve the outlier loss.
 
+        ``form`` is how the models are computed, one of :data:`oodflow.models.form.FORMS`.
         ``timed(phase)`` is entered around data, forward, backward and optimiser of each update.
         """
         self.experiment = experiment
@@ -85,6 +81,7 @@ class Trainer:
         self.inliers = inliers
         self.outliers = outliers
         self.contrast = contrast.eval().requires_grad_(False) if contrast else None
+        self.form = form
         self.timed = timed
         self.step = 0
         self.optimiser = make_optimiser(experiment, model.parameters())
@@ -115,15 +112,19 @@ class Trainer:
 
         ``on_step(step, bpd)`` is called after each update; ``bpd()`` copies the mean BPD since the
         last report from the device, for those who show it.
+
+        Processes that train together begin with the weights of the first. All yield the same
+        reports; ``bpd()`` alone is of their own images.
         """
+        broadcast_module(self.model)
         settings = self.experiment.optimisation
-        context = precision_context(settings.precision, self.inliers.device)
         while self.step < settings.steps:
             next_report = (self.step // settings.report_every + 1) * settings.report_every
             end = min(next_report, settings.steps)
             totals = _Totals(self.inliers.device, self.model.image_shape)
             while self.step < end:
-                with context:
+                precision = precision_context(settings.precision, self.inliers.device)
+                with precision, computed_as(self.form):
                     self._update(totals)
                 self.step += 1
                 if on_step:
@@ -133,24 +134,58 @@ class Trainer:
     def _update(self, totals: "_Totals") -> None:
         """One update of the weights, unless S4.3 says to skip it."""
         with self.timed("data"):
-            inliers = self.inliers.at(self.step)
-            outliers = self.outliers.at(self.step) if self.outliers else None
-        with self.timed("forward"), self._seeded_dropout():
-            outcome = objective(self.experiment, self.model, self.contrast, inliers, outliers)
+            # Each process makes the whole batch, noise included, and takes its part of it.
+            inliers = self.inliers.at(self.step).part(rank(), world())
+            outliers = None
+            if self.outliers:
+                outliers = self.outliers.at(self.step).part(rank(), world())
+        outcome = self._descend(inliers, outliers)
+        likelihoods, gradients = self._finite(outcome)
+        if not likelihoods:
+            outcome = self._descend(inliers, outliers, outcome.finite)
+            gradients = outcome.loss is not None and self._finite(outcome)[1]
         totals.count(outcome)
         if outcome.loss is None:
             return
-        with self.timed("backward"):
-            self.optimiser.zero_grad()
-            outcome.loss.backward()
+        if not gradients:
+            totals.skipped_updates += 1
+            return
         with self.timed("optimiser"):
-            if not gradients_finite(self.model.parameters()):
-                totals.skipped_updates += 1
-                return
             rate = learning_rate(self.experiment, self.step, self.inliers.steps_per_pass)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             self.optimiser.step()
+
+    def _descend(
+        self, inliers: Batch, outliers: Batch | None, finite: Tensor | None = None
+    ) -> Outcome:
+        """The objective and its gradients; see there for ``finite``."""
+        # First of all, so that old gradients and new activations never share the memory.
+        self.optimiser.zero_grad()
+        with self.timed("forward"), self._seeded_dropout():
+            outcome = objective(
+                self.experiment, self.model, self.contrast, inliers, outliers, finite
+            )
+        if outcome.loss is not None:
+            with self.timed("backward"):
+                # A process whose images have all left takes part in the average alone.
+                if outcome.loss.requires_grad:
+                    outcome.loss.backward()
+                average_gradients(self.model.parameters())
+        return outcome
+
+    def _finite(self, outcome: Outcome) -> tuple[bool, bool]:
+        """Whether all likelihoods and all gradients are finite.
+
+        The one place of an update that waits for the device: by now all its work is queued.
+        """
+        with self.timed("backward"):
+            gradients = gradients_finite(self.model.parameters())
+            likelihoods = outcome.finite
+            if likelihoods is None:
+                return True, bool(gradients)
+            both = torch.stack((total((~likelihoods).sum()) == 0, gradients))
+            return tuple(both.tolist())
 
     @contextmanager
     def _seeded_dropout(self) -> Iterator[None]:
@@ -160,7 +195,8 @@ class Trainer:
             return
         device = self.inliers.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            generator = step_generator(self.experiment.seed, "dropout", self.step)
+            stream = f"dropout/{rank()}" if rank() else "dropout"
+            generator = step_generator(self.experiment.seed, stream, self.step)
             torch.manual_seed(generator.initial_seed())
             yield
 
@@ -187,13 +223,15 @@ class _Totals:
                 self.sums[name] += torch.stack((values.sum(), torch.ones_like(values).sum()))
 
     def mean(self, name: str) -> Tensor:
-        total, count = self.sums[name]
-        return total / count
+        summed, count = self.sums[name]
+        return summed / count
 
     def bpd(self) -> float:
         return float(bits_per_dimension(self.mean("log_prob"), self.image_shape))
 
     def report(self, step: int) -> Report:
+        """Of all processes together: the sums of each are over its own images."""
+        self.sums = {name: total(sums) for name, sums in self.sums.items()}
         return Report(
             step=step,
             bpd=self.bpd(),

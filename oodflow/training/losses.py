@@ -1,10 +1,14 @@
-"""Losses on log-likelihoods in nats per image: two that push outliers away (S4.4, S7.5)."""
+"""Losses on log-likelihoods in nats per image: two that push outliers away (S4.4, S7.5).
+
+Means are over the images of all processes of a training (oodflow.training.distributed).
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from oodflow.experiment import Loss
+from oodflow.training.distributed import mean
 
 __all__ = [
     "binary_outlier_loss",
@@ -25,7 +29,7 @@ def binary_outlier_loss(
     >>> binary_outlier_loss(torch.zeros(2), torch.zeros(2), 1000.0, 6000.0).item() / 6000
     0.6931...
     """
-    return -weight * F.logsigmoid((contrast_log_prob - model_log_prob) / temperature).mean()
+    return -weight * mean(F.logsigmoid((contrast_log_prob - model_log_prob) / temperature))
 
 
 def margin_outlier_loss(
@@ -36,7 +40,7 @@ def margin_outlier_loss(
     >>> margin_outlier_loss(torch.tensor([-5.0]), torch.tensor([-7.0]), 3.0, 1.0).item()
     1.0
     """
-    return weight * F.relu(margin - inlier_log_prob.detach() + outlier_log_prob).mean()
+    return weight * mean(F.relu(margin - inlier_log_prob.detach() + outlier_log_prob))
 
 
 def wrong_class_loss(
@@ -49,8 +53,9 @@ def wrong_class_loss(
     """
     gap = (contrast_log_prob[:, None] - class_log_prob) / loss.temperature
     cells = -loss.outlier_weight * F.logsigmoid(gap)
-    true_class = F.one_hot(labels, class_log_prob.shape[1]).bool()
-    return cells.masked_fill(true_class, 0).mean()
+    classes = torch.arange(class_log_prob.shape[1], device=labels.device)
+    true_class = labels[:, None] == classes
+    return mean(cells.masked_fill(true_class, 0))
 
 
 def classifier_loss(inlier_logits: Tensor, outlier_logits: Tensor) -> Tensor:
@@ -59,7 +64,7 @@ def classifier_loss(inlier_logits: Tensor, outlier_logits: Tensor) -> Tensor:
     >>> classifier_loss(torch.zeros(2), torch.zeros(2)).item()
     0.6931...
     """
-    return F.softplus(torch.cat((-inlier_logits, outlier_logits))).mean()
+    return mean(F.softplus(torch.cat((-inlier_logits, outlier_logits))))
 
 
 def outlier_loss(

@@ -2,6 +2,7 @@
 
 Each objective runs the model once over the in-distribution and the outlier images together: no
 layer but the classifier's batch normalisation mixes images, so the numbers are those of two passes.
+Of several processes each has its part of the images, and of every mean (see there).
 """
 
 import math
@@ -16,6 +17,7 @@ from oodflow.experiment import Experiment, Loss
 from oodflow.models.class_conditional import ClassConditionalGlow
 from oodflow.models.likelihood import LikelihoodModel
 from oodflow.models.wide_resnet import WideResNet
+from oodflow.training.distributed import mean
 from oodflow.training.losses import classifier_loss, outlier_loss, wrong_class_loss
 from oodflow.training.stabilisation import StableLogProbs, stable_log_probs
 
@@ -28,6 +30,8 @@ class Outcome:
 
     loss: Tensor | None
     dropped: int
+    finite: Tensor | None = None
+    """Which images have a finite likelihood, inliers then outliers; None from a classifier."""
     log_prob: Tensor | None = None
     """log p(x) of the in-distribution images kept; None from a classifier."""
     outlier_loss: Tensor | None = None
@@ -39,13 +43,18 @@ def objective(
     contrast: LikelihoodModel | None,
     inliers: Batch,
     outliers: Batch | None,
+    finite: Tensor | None = None,
 ) -> Outcome:
-    """The objective of one update in nats: mean −log p of the inliers plus what the loss adds."""
+    """The objective of one update in nats: mean −log p of the inliers plus what the loss adds.
+
+    It is over all images, as if they all had a finite likelihood, and never waits for the device.
+    Where the outcome's ``finite`` tells otherwise, give it: then the others leave (S4.3).
+    """
     if isinstance(model, WideResNet):
         return _classification(model, inliers, outliers)
     if isinstance(model, ClassConditionalGlow):
-        return _class_likelihood(experiment.loss, model, contrast, inliers, outliers)
-    return _likelihood(experiment.loss, model, contrast, inliers, outliers)
+        return _class_likelihood(experiment.loss, model, contrast, inliers, outliers, finite)
+    return _likelihood(experiment.loss, model, contrast, inliers, outliers, finite)
 
 
 def _stable(
@@ -53,6 +62,7 @@ def _stable(
     contrast: LikelihoodModel | None,
     inliers: Batch,
     outliers: Batch | None,
+    finite: Tensor | None,
     contrast_inliers: bool,
 ) -> tuple[StableLogProbs, list[Tensor]]:
     """Stable log p of the minibatches, and the frozen model's on the images kept, a minibatch each.
@@ -70,12 +80,14 @@ def _stable(
     scored = None
     if contrast is not None:
         first = len(images) - sum(scored_sizes)
-        with torch.no_grad():
+        with torch.inference_mode():
             scored = contrast.log_prob(images[first:], noise[first:])
-    stable = stable_log_probs(log_prob, images, noise, tuple(sizes), scored)
+        # A tensor that gradients may pass by: one made in inference mode they may not.
+        scored = scored.clone()
+    stable = stable_log_probs(log_prob, images, noise, tuple(sizes), scored, finite)
     contrasts = list((noise.new_empty(0) if scored is None else scored).split(scored_sizes))
     if stable.dropped:
-        pairs = zip(contrasts, stable.kept, strict=True)
+        pairs = zip(contrasts, stable.finite, strict=True)
         contrasts = [part[kept] if len(part) else part for part, kept in pairs]
     return stable, contrasts
 
@@ -86,15 +98,17 @@ def _likelihood(
     contrast: LikelihoodModel | None,
     inliers: Batch,
     outliers: Batch | None,
+    finite: Tensor | None,
 ) -> Outcome:
-    stable, contrasts = _stable(model.log_prob, contrast, inliers, outliers, False)
+    stable, contrasts = _stable(model.log_prob, contrast, inliers, outliers, finite, False)
+    finite = torch.cat(stable.finite)
     if stable.log_probs is None:
-        return Outcome(None, stable.dropped)
+        return Outcome(None, stable.dropped, finite)
     inlier = stable.log_probs[0]
     if outliers is None:
-        return Outcome(-inlier.mean(), stable.dropped, inlier)
+        return Outcome(-mean(inlier), stable.dropped, finite, inlier)
     term = _outlier_term(loss, model, stable, inlier, stable.log_probs[1], contrasts[1])
-    return Outcome(-inlier.mean() + term, stable.dropped, inlier, term)
+    return Outcome(-mean(inlier) + term, stable.dropped, finite, inlier, term)
 
 
 def _class_likelihood(
@@ -103,22 +117,24 @@ def _class_likelihood(
     contrast: LikelihoodModel | None,
     inliers: Batch,
     outliers: Batch | None,
+    finite: Tensor | None,
 ) -> Outcome:
     """Likelihood of the true class, wrong classes pushed away, outliers by the unlabelled one."""
     if inliers.labels is None or contrast is None:
         raise ValueError("supervised training needs labels and a frozen general model")
-    stable, contrasts = _stable(model.class_log_probs, contrast, inliers, outliers, True)
+    stable, contrasts = _stable(model.class_log_probs, contrast, inliers, outliers, finite, True)
+    finite = torch.cat(stable.finite)
     if stable.log_probs is None:
-        return Outcome(None, stable.dropped)
+        return Outcome(None, stable.dropped, finite)
     per_class = stable.log_probs[0]
-    labels = inliers.labels[stable.kept[0]] if stable.dropped else inliers.labels
+    labels = inliers.labels[stable.finite[0]] if stable.dropped else inliers.labels
     true_class = per_class.gather(1, labels[:, None]).squeeze(1)
     term = wrong_class_loss(per_class, labels, contrasts[0], loss)
     inlier = _unlabelled(per_class)
     if outliers is not None:
         outlier = _unlabelled(stable.log_probs[1])
         term = term + _outlier_term(loss, model, stable, inlier, outlier, contrasts[1])
-    return Outcome(-true_class.mean() + term, stable.dropped, inlier, term)
+    return Outcome(-mean(true_class) + term, stable.dropped, finite, inlier, term)
 
 
 def _unlabelled(per_class: Tensor) -> Tensor:
@@ -135,11 +151,11 @@ def _outlier_term(
 ) -> Tensor:
     """The outlier loss; the margin loss over those pairs of which both images were kept."""
     if loss.outlier_loss == "margin" and stable.dropped:
-        inlier_kept, outlier_kept = stable.kept
+        inlier_kept, outlier_kept = stable.finite
         pairs = inlier_kept & outlier_kept
         inlier, outlier = inlier[pairs[inlier_kept]], outlier[pairs[outlier_kept]]
     dimensions = math.prod(model.image_shape)
-    given = contrast if len(contrast) else None
+    given = contrast if len(contrast) == len(outlier) else None
     return outlier_loss(loss, inlier, outlier, given, dimensions)
 
 
@@ -149,4 +165,4 @@ def _classification(model: WideResNet, inliers: Batch, outliers: Batch | None) -
     logits = model.logits(torch.cat((inliers.images, outliers.images)))
     inlier, outlier = logits.split((len(inliers.images), len(outliers.images)))
     loss = classifier_loss(inlier, outlier)
-    return Outcome(loss, 0, None, loss)
+    return Outcome(loss, 0, outlier_loss=loss)

@@ -1,7 +1,8 @@
 """Numerical stabilisation of training (S4.3): what leaves a minibatch, and when one is skipped.
 
 A true outlier has likelihood zero, so infinite log-likelihoods are expected under an outlier loss.
-Nothing is clipped: images leave, minibatches and updates are skipped, and each is counted.
+Nothing is clipped: images leave, minibatches and updates are skipped, and each is counted. Several
+processes decide together, on the images of all.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from oodflow.training.distributed import total
 
 __all__ = ["MAX_DROPPED", "StableLogProbs", "gradients_finite", "stable_log_probs"]
 
@@ -18,13 +21,15 @@ MAX_DROPPED = 0.75
 
 @dataclass(frozen=True)
 class StableLogProbs:
-    """Finite log-likelihoods of each minibatch, which images they belong to, and how many left.
+    """Log-likelihoods of each minibatch, which of its images are finite, and how many left.
 
-    ``log_probs`` is None where the minibatches are to be skipped; ``kept`` holds a mask over each.
+    Of several processes each has those of its own images; ``dropped`` are the images of all.
+    ``log_probs`` is None where the minibatches are to be skipped; ``finite`` holds a mask over
+    each.
     """
 
     log_probs: tuple[Tensor, ...] | None
-    kept: tuple[Tensor, ...]
+    finite: tuple[Tensor, ...]
     dropped: int
 
 
@@ -34,30 +39,40 @@ def stable_log_probs(
     noise: Tensor,
     sizes: tuple[int, ...],
     contrast: Tensor | None = None,
+    finite: Tensor | None = None,
 ) -> StableLogProbs:
     """log p of minibatches that share one pass, without the images that are not finite.
 
-    ``sizes`` are those of the minibatches, each judged by itself. ``contrast`` holds another
-    model's log p of the last images; those not finite under it leave too. ``log_prob`` gives one
-    value an image, or one a class. Where images leave, the rest is computed again: an infinity
-    makes the gradient of the whole batch undefined.
+    ``sizes`` are those of the minibatches, each judged by itself. ``log_prob`` gives one value an
+    image, or one a class. Which images are ``finite`` need not be known: then all are taken for
+    it, nothing waits for the device, and the masks that come back say whether that was right. To
+    be finite an image must also be so under ``contrast``, another model's log p of the last ones.
+
+    Where some are not, the caller hands the masks back, and the rest is computed again: an
+    infinity makes the gradient of the whole batch undefined.
     """
-    values = log_prob(images, noise)
-    finite = values.isfinite().reshape(len(values), -1).all(1)
-    if contrast is not None:
-        finite[-len(contrast) :] &= contrast.isfinite()
-    kept = finite.split(sizes)
-    if bool(finite.all()):
-        return StableLogProbs(values.split(sizes), kept, dropped=0)
-    left = [int(mask.sum()) for mask in kept]
-    dropped = sum(sizes) - sum(left)
-    if any(size - rest > MAX_DROPPED * size for size, rest in zip(sizes, left, strict=True)):
-        return StableLogProbs(None, kept, dropped)
-    values = log_prob(images[finite], noise[finite])
-    return StableLogProbs(values.split(left), kept, dropped)
+    if finite is None:
+        values = log_prob(images, noise)
+        finite = values.isfinite().reshape(len(values), -1).all(1)
+        if contrast is not None:
+            finite[-len(contrast) :] &= contrast.isfinite()
+        return StableLogProbs(values.split(sizes), finite.split(sizes), dropped=0)
+    masks = finite.split(sizes)
+    left = [int(mask.sum()) for mask in masks]
+    counts = total(torch.tensor((sizes, left), device=finite.device)).tolist()
+    dropped = sum(counts[0]) - sum(counts[1])
+    if any(size - rest > MAX_DROPPED * size for size, rest in zip(*counts, strict=True)):
+        return StableLogProbs(None, masks, dropped)
+    if any(left):
+        values = log_prob(images[finite], noise[finite])
+    else:
+        # The images left are all with other processes. Of a model's answer the shape alone is used.
+        with torch.no_grad():
+            values = log_prob(images[:1], noise[:1])[:0]
+    return StableLogProbs(values.split(left), masks, dropped)
 
 
-def gradients_finite(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether every gradient is finite: one reduction a tensor, one copy to the host in all."""
+def gradients_finite(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Whether every gradient is finite, on the device: one reduction a tensor."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all())
+    return torch.stack(torch._foreach_norm(gradients)).isfinite().all()

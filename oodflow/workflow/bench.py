@@ -1,144 +1,223 @@
-"""``oodflow bench``: where the time of a training step goes, and how near the machine's limit."""
+"""``oodflow bench``: what an update of a training takes, where, and how near the device's floor."""
 
 import json
-import tempfile
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from oodflow import console
-from oodflow.data.batches import Batches
-from oodflow.data.catalog import data_folder, lookup
-from oodflow.data.images import load
-from oodflow.options import ENTRY_POINTS
-from oodflow.presets import architecture, build_experiment, loss_of
-from oodflow.tracking import runs
-from oodflow.tracking.store import open_store
-from oodflow.training.loop import Trainer, initialise, new_model, resolve_device
+from oodflow.errors import UserError
+from oodflow.experiment import COMPRESSORS, Experiment
+from oodflow.models.glow import Scale
+from oodflow.options import ENTRY_POINTS, Benchmark, pick
+from oodflow.presets import PRESETS, architecture, build_experiment, loss_of
+from oodflow.workflow.costs import duration
+from oodflow.workflow.machine import arithmetic, bandwidth, matmul_peak
+from oodflow.workflow.session import available_device
+from oodflow.workflow.timed_training import IMAGES, PHASES, TimedTraining
 
-__all__ = ["command", "matmul_peak", "measure"]
+__all__ = ["Bench", "Floor", "Update", "command", "measure"]
 
-WARM_UP = 5
-PHASES = ("data", "forward", "backward", "optimiser", "logging")
+WARM_UP = 3
+"""Updates before those that are timed: they fill caches and choose kernels."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update takes in one form: medians over the updates that were timed."""
+
+    form: str
+    ms: float
+    images_per_second: float
+    """Images that go through the model in training, outliers included."""
+    share: dict[str, float]
+    """Part of the time that each phase has; together 1."""
+    memory_mb: float
+    """Weights, gradients, optimiser and activations at the highest moment."""
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What an update cannot be faster than on this device.
+
+    By arithmetic: its products and convolutions at the rate of the fastest product. By bandwidth:
+    its traffic at the rate of a copy, where weights are read twice and their gradients written
+    once, the optimiser reads weights, gradients and state and writes weights and state, and each
+    activation that the folded form keeps for the backward pass is written once and read once.
+    """
+
+    gflop: float
+    gflop_per_second: float
+    arithmetic_ms: float
+    gb: float
+    gb_per_second: float
+    bandwidth_ms: float
+
+    @property
+    def ms(self) -> float:
+        """The higher of the two."""
+        return max(self.arithmetic_ms, self.bandwidth_ms)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What was measured, the update, its floor, and beside it the plain form where asked for."""
+
+    device: str
+    threads: int
+    preset: str
+    model: str
+    depth: int
+    hidden: int
+    loss: str
+    precision: str
+    batch_size: int
+    update: Update
+    floor: Floor
+    fraction_of_floor: float
+    """Time of the floor over time of the update."""
+    paper_epochs: int
+    paper_hours: float
+    """A training on CIFAR10 of the paper's length at this rate, without its evaluations."""
+    eager: Update | None
+    speed_up: float | None
+    """Time of the plain form over that of the update; the two were made in turns."""
 
 
 def command(given: Mapping[str, Any]) -> None:
     """Measure and print, as a table or as JSON."""
-    figures = measure(given)
-    if given["as_json"]:
-        console.say(json.dumps(figures, indent=2))
+    found = measure(given)
+    if given["json"]:
+        console.say(json.dumps(asdict(found), indent=2))
         return
     from rich.table import Table
 
     table = Table("figure", "value")
-    table.add_row("device", figures["device"])
-    table.add_row(
-        "a step", f"{figures['step_ms']:.1f} ms, {figures['images_per_second']:.0f} img/s"
-    )
-    for phase in PHASES:
-        table.add_row(phase, f"{100 * figures['share'][phase]:.1f} %")
-    compute = sum(figures["share"][phase] for phase in ("forward", "backward", "optimiser"))
-    table.add_row("forward + backward + optimiser", f"{100 * compute:.1f} %")
-    table.add_row("arithmetic of a step", f"{figures['step_gflop']:.2f} GFLOP")
-    table.add_row("matrix-product peak, measured", f"{figures['peak_gflops']:.0f} GFLOP/s")
-    table.add_row("fraction of the peak", f"{100 * figures['fraction_of_peak']:.1f} %")
+    for row in _rows(found):
+        table.add_row(*row)
     console.show(table)
 
 
-def measure(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Train for some updates as ``oodflow train`` does, with its logging, and time the parts."""
-    options = {each.name: each.default for each in ENTRY_POINTS["train"].options()}
-    options |= {"preset": given["preset"], "steps": given["steps"] + WARM_UP}
-    device = resolve_device(given["device"])
-    facts = lookup("sketch-general")
-    images = load(facts.name, "train", data_folder(given["data_dir"]))
-    experiment = build_experiment(
+def _rows(found: Bench) -> Iterator[tuple[str, str]]:
+    update, floor = found.update, found.floor
+    yield "model", f"{found.model} {found.depth}×{found.hidden}, {found.precision}"
+    yield "device", f"{found.device}, {found.threads} threads"
+    yield "batch", f"{found.batch_size}, outlier loss {found.loss}"
+    yield f"an update, {update.form}", _speed(update)
+    for phase in PHASES:
+        yield phase, f"{100 * update.share[phase]:.1f} %"
+    rate = f"{floor.gflop_per_second:.0f} GFLOP/s"
+    yield "floor by arithmetic", f"{floor.arithmetic_ms:.1f} ms: {floor.gflop:.2f} GFLOP at {rate}"
+    rate = f"{floor.gb_per_second:.0f} GB/s"
+    yield "floor by bandwidth", f"{floor.bandwidth_ms:.1f} ms: {floor.gb:.2f} GB at {rate}"
+    yield "fraction of the floor", f"{100 * found.fraction_of_floor:.1f} %"
+    yield f"{found.paper_epochs} epochs of CIFAR10", duration(3600 * found.paper_hours)
+    if found.eager:
+        yield "an update, eager", _speed(found.eager)
+        yield "speed-up against eager", f"{found.speed_up:.2f}"
+
+
+def _speed(update: Update) -> str:
+    return f"{update.ms:.1f} ms, {update.images_per_second:.0f} images/s, {update.memory_mb:.0f} MB"
+
+
+def measure(given: Mapping[str, Any]) -> Bench:
+    """Time updates of the training that the options describe; UserError for wrong ones."""
+    chosen = pick(Benchmark, given)
+    device = available_device(chosen.device)
+    experiment = _experiment(given)
+    trainings = [TimedTraining(experiment, device, "recomputed" if chosen.recompute else "fused")]
+    if chosen.compare == "eager":
+        if not any(isinstance(each, Scale) for each in trainings[0].trainer.model.modules()):
+            raise UserError(f"{experiment.model.name} has one form only: leave compare out")
+        trainings.append(TimedTraining(experiment, device, "plain"))
+    _take_turns(trainings, WARM_UP + chosen.steps)
+    update, *others = (_update(each) for each in trainings)
+    floor = _floor(trainings[0])
+    epochs = PRESETS[experiment.model.name, "paper"].epochs
+    batch_size = experiment.optimisation.batch_size
+    return Bench(
+        device=str(device),
+        threads=torch.get_num_threads(),
+        preset=chosen.preset,
+        model=experiment.model.name,
+        depth=experiment.model.depth,
+        hidden=experiment.model.hidden,
+        loss=experiment.loss.outlier_loss,
+        precision=chosen.precision,
+        batch_size=batch_size,
+        update=update,
+        floor=floor,
+        fraction_of_floor=floor.ms / update.ms,
+        paper_epochs=epochs,
+        paper_hours=epochs * (IMAGES // batch_size) * update.ms / 3.6e6,
+        eager=others[0] if others else None,
+        speed_up=others[0].ms / update.ms if others else None,
+    )
+
+
+def _experiment(given: Mapping[str, Any]) -> Experiment:
+    name = given["model"]
+    if name in COMPRESSORS:
+        raise UserError(f"{name} has nothing to train, and so nothing to measure")
+    if name == "wide-resnet" and given["loss"] != "none":
+        raise UserError("wide-resnet has a loss of its own; leave loss out")
+    if given["steps"] < 1:
+        raise UserError(f"steps is {given['steps']}; it must be at least 1")
+    options = {each.name: each.default for each in ENTRY_POINTS["finetune"].options()}
+    options |= {name: value for name, value in given.items() if name in options}
+    # Two more than are timed: one for the memory and one for the arithmetic.
+    options |= {"steps": WARM_UP + given["steps"] + 2, "outlier_loss": given["loss"]}
+    return build_experiment(
         options,
-        dataset=facts.name,
-        digest=images.digest,
-        role=facts.role,
-        train_size=len(images.pixels),
-        model=architecture(options, facts.channels),
-        loss=loss_of({"model": "glow"}, ""),
+        dataset="noise",
+        digest="",
+        role="in_distribution",
+        train_size=IMAGES,
+        model=architecture(options, channels=3),
+        loss=loss_of(options, "noise"),
         init="scratch",
         general="",
         seed=0,
     )
-    batch_size = experiment.optimisation.batch_size
-    batches = Batches(images, batch_size, 0, facts.translate, facts.flip, device)
-    model = new_model(experiment, device)
-    initialise(model, batches)
-    spent: dict[str, float] = defaultdict(float)
-
-    def wait() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    @contextmanager
-    def timed(phase: str) -> Iterator[None]:
-        begin = wait()
-        yield
-        spent[phase] += wait() - begin
-
-    trainer = Trainer(experiment, model, batches, timed=timed)
-    begin = 0.0
-    with console.progress("bench", given["steps"]) as advance:
-
-        def on_step(step: int, bpd: Callable[[], float]) -> None:
-            nonlocal begin
-            advance(step - WARM_UP, lambda: f"{bpd():.3f} bpd")
-            if step == WARM_UP:
-                spent.clear()
-                begin = wait()
-
-        with _throw_away_run() as log:
-            for report in trainer.run(on_step):
-                if report.step > WARM_UP:
-                    log(report.step, {"train/bpd": report.bpd})
-            total = wait() - begin
-    spent["logging"] = total - sum(spent.values())
-    batch = batches.at(0)
-    with FlopCounterMode(display=False) as counter:
-        model.log_prob(batch.images, batch.noise).mean().backward()
-    step_seconds = total / given["steps"]
-    peak = matmul_peak(device)
-    return {
-        "device": f"{device} ({torch.get_num_threads()} threads)",
-        "preset": given["preset"],
-        "step_ms": 1000 * step_seconds,
-        "images_per_second": batch_size / step_seconds,
-        "share": {phase: spent[phase] / total for phase in PHASES},
-        "step_gflop": counter.get_total_flops() / 1e9,
-        "peak_gflops": peak / 1e9,
-        "fraction_of_peak": counter.get_total_flops() / step_seconds / peak,
-    }
 
 
-def matmul_peak(device: torch.device, size: int = 2048, repeats: int = 5) -> float:
-    """Floating-point operations a second of a float32 matrix product, the best of some."""
-    left, right = torch.randn(2, size, size, device=device)
-    best = float("inf")
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        product = left @ right
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - begin)
-        del product
-    return 2 * size**3 / best
+def _take_turns(trainings: Sequence[TimedTraining], updates: int) -> None:
+    """Each makes an update in turn: what else the machine does meanwhile concerns all alike."""
+    with console.progress("bench", updates) as advance:
+        for done in range(updates):
+            for each in trainings:
+                each.update()
+            advance(done + 1)
 
 
-@contextmanager
-def _throw_away_run() -> Iterator[Any]:
-    """Log into a real SQLite store that is deleted afterwards; yields ``log(step, metrics)``."""
-    with tempfile.TemporaryDirectory(prefix="oodflow-") as folder:
-        store = open_store(f"sqlite:///{Path(folder) / 'mlflow.db'}")
-        run_id = runs.start(store, "bench", {"kind": "bench"})
-        yield lambda step, metrics: runs.log_metrics(store, run_id, metrics, step)
+def _update(training: TimedTraining) -> Update:
+    timed = training.seconds[WARM_UP:]
+    seconds = statistics.median(sum(each.values()) for each in timed)
+    parts = {phase: statistics.median(each[phase] for each in timed) for phase in PHASES}
+    return Update(
+        form=training.trainer.form,
+        ms=1e3 * seconds,
+        images_per_second=training.images_per_update / seconds,
+        share={phase: part / sum(parts.values()) for phase, part in parts.items()},
+        memory_mb=training.peak_bytes() / 1e6,
+    )
+
+
+def _floor(training: TimedTraining) -> Floor:
+    # What is computed a second time belongs to the form and not to the floor.
+    training.trainer.form = "fused"
+    flop, traffic = arithmetic(training.update), training.traffic_bytes()
+    precision = training.experiment.optimisation.precision
+    flop_rate, byte_rate = matmul_peak(training.device, precision), bandwidth(training.device)
+    return Floor(
+        gflop=flop / 1e9,
+        gflop_per_second=flop_rate / 1e9,
+        arithmetic_ms=1e3 * flop / flop_rate,
+        gb=traffic / 1e9,
+        gb_per_second=byte_rate / 1e9,
+        bandwidth_ms=1e3 * traffic / byte_rate,
+    )

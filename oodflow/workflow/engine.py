@@ -61,7 +61,7 @@ class Outcome:
     reason: str = ""
     """One line that says why it is waiting, absent or failed, or missing and bound to fail.
 
-    Of a claimed task it says who has it.
+    Of a claimed task it says who has it, and of one that is there that somebody else has done it.
     """
     details: str = ""
     """The traceback of a failure that is not the user's."""
@@ -194,6 +194,8 @@ def carry_out(
             del left[name]
             if outcome.state == FAILED:
                 console.error(f"{name}: {outcome.reason}")
+            elif outcome.reason:
+                console.say(f"{name}: {outcome.reason}")
             else:
                 console.say(f"{name}: done in {duration(seconds)}")
                 known[kind_of(task)] = seconds / units(task)
@@ -211,12 +213,12 @@ def _done(session: Session, task: Task, outcomes: Mapping[str, Outcome]) -> Outc
     own, session = with_runs(task, _run_ids(task, outcomes)), _session_of(session, task)
     try:
         with claimed(session.store, identity(session, own), task.name):
-            # Whoever had it in hand before may have done it.
             found = locate(session, own)
-            run_id = found.run_id if found.state == THERE else run_task(session, own)
+            if found.state == THERE:
+                return Outcome(task, THERE, found.run_id, "made by another process meanwhile")
+            return Outcome(task, THERE, run_task(session, own))
     except InOtherHands as rival:
         return Outcome(task, CLAIMED, rival.claim, str(rival))
-    return Outcome(task, THERE, run_id)
 
 
 def _session_of(session: Session, task: Task) -> Session:

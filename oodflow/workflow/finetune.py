@@ -10,8 +10,8 @@ from oodflow.experiment import AUTO, COMPRESSORS, Model
 from oodflow.presets import architecture, build_experiment, loss_of
 from oodflow.tracking.runs import RunInfo
 from oodflow.workflow.choose import contrast_of, general_of, own_of, tuned
-from oodflow.workflow.session import Session, check_same_shape, open_session
-from oodflow.workflow.train import first_present, run_seeds, with_outliers
+from oodflow.workflow.session import Session, check_same_shape
+from oodflow.workflow.train import first_present, train_seeds, with_outliers
 from oodflow.workflow.training_plan import Plan
 
 __all__ = ["command", "finetune_plan"]
@@ -19,8 +19,7 @@ __all__ = ["command", "finetune_plan"]
 
 def command(given: Mapping[str, Any]) -> None:
     """Finetune as the options say, once a seed."""
-    session = open_session(given)
-    run_seeds(session, given, lambda seed: finetune_plan(session, given, seed))
+    train_seeds(given, finetune_plan)
 
 
 def finetune_plan(session: Session, given: Mapping[str, Any], seed: int) -> Plan:

@@ -19,11 +19,13 @@ from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
 from oodflow.tracking.store import Store, open_store
 from oodflow.training.checkpoint import MODEL_FILE, load_model
+from oodflow.training.distributed import launched, world
 from oodflow.training.loop import resolve_device
 
 __all__ = [
     "LoadedModel",
     "Session",
+    "available_device",
     "check_same_shape",
     "claimed_run",
     "dataset_use",
@@ -51,6 +53,8 @@ class Session:
     device: torch.device
     claimed: str
     """The run that ``mlflow run`` made for this command, or ""."""
+    form: str = "fused"
+    """How models in training are computed, one of :data:`oodflow.models.form.FORMS`."""
     _images: dict[tuple[str, str, int], Images] = field(default_factory=dict)
     _models: dict[str, LoadedModel] = field(default_factory=dict)
     _described: dict[str, Prepared] = field(default_factory=dict)
@@ -115,15 +119,24 @@ def claimed_run() -> str:
 
 def open_session(given: Mapping[str, Any]) -> Session:
     """Open everything that the options name; UserError before any work is done."""
-    try:
-        device = resolve_device(given["device"])
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {given['device']!r} is not available here; try cpu") from error
+    if launched() != world():
+        raise UserError("torchrun is for oodflow train and oodflow finetune; leave it out here")
+    device = available_device(given["device"])
     data_dir = data_folder(given["data_dir"])
     if given["data_dir"] != "auto" and not data_dir.is_dir():
         raise UserError(f"no data folder at {data_dir}; make it, or leave data_dir out")
-    return Session(open_store(), data_dir, device, claimed_run())
+    form = "recomputed" if given.get("recompute") else "fused"
+    return Session(open_store(), data_dir, device, claimed_run(), form)
+
+
+def available_device(name: str) -> torch.device:
+    """The device of a name; UserError where there is none here."""
+    try:
+        device = resolve_device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} is not available here; try cpu") from error
+    return device
 
 
 def check_same_shape(dataset: str, channels: int, what: str) -> None:

@@ -17,12 +17,13 @@ from oodflow.options import seed_list
 from oodflow.presets import architecture, build_experiment, loss_of
 from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
+from oodflow.training.distributed import broadcast, process_group, rank, world
 from oodflow.workflow import results
 from oodflow.workflow.choose import diff_outlier_general, newest_general
 from oodflow.workflow.scoring import describe_run, evaluate_run
-from oodflow.workflow.session import Session, open_session
+from oodflow.workflow.session import Session, available_device, open_session
 from oodflow.workflow.training_plan import Plan, model_name
-from oodflow.workflow.training_run import ended_on_error, train_run
+from oodflow.workflow.training_run import ended_on_error, train_along, train_run
 
 __all__ = [
     "command",
@@ -31,14 +32,32 @@ __all__ = [
     "first_present",
     "run_seeds",
     "scratch_plan",
+    "train_seeds",
     "with_outliers",
 ]
 
 
 def command(given: Mapping[str, Any]) -> None:
     """Train the model that the options describe, once a seed."""
-    session = open_session(given)
-    run_seeds(session, given, lambda seed: scratch_plan(session, given, seed))
+    train_seeds(given, scratch_plan)
+
+
+def train_seeds(
+    given: Mapping[str, Any], plan_of: Callable[[Session, Mapping[str, Any], int], Plan]
+) -> None:
+    """Carry out the plan of each seed: in this process, or in those that ``torchrun`` started.
+
+    Of several the first one alone makes plans, keeps and evaluates runs, and writes to the store.
+    """
+    with process_group(available_device(given["device"])) as device:
+        own = {**given, "device": str(device)}
+        if rank():
+            train_along(own)
+            return
+        session = open_session(own)
+        run_seeds(session, own, lambda seed: plan_of(session, own, seed))
+        # Tells the others that there is nothing more to train.
+        broadcast(None)
 
 
 def scratch_plan(session: Session, given: Mapping[str, Any], seed: int) -> Plan:
@@ -49,6 +68,11 @@ def scratch_plan(session: Session, given: Mapping[str, Any], seed: int) -> Plan:
             f"oodflow evaluate --general {given['model']}"
         )
     classifier = given["model"] == "wide-resnet"
+    if classifier and world() > 1:
+        raise UserError(
+            "wide-resnet is trained in one process, since its batch normalisation is over the "
+            "whole batch; leave torchrun out"
+        )
     default = "sketch-shapes" if classifier else "sketch-general"
     facts = lookup(default if given["dataset"] == AUTO else given["dataset"])
     dataset = facts.name

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from oodflow import console
 from oodflow.data.batches import Batches
@@ -27,6 +28,7 @@ from oodflow.tracking.delivery import delivering
 from oodflow.tracking.journal import JOURNAL_FILE, RECORD_FILE, append_report, tell, write_record
 from oodflow.tracking.store import Store, impatient
 from oodflow.training.checkpoint import TrainingState, save_model, save_training
+from oodflow.training.distributed import broadcast, world
 from oodflow.training.loop import Report, Trainer, initialise, new_model
 from oodflow.workflow.run_state import (
     STATE_FOLDER,
@@ -37,7 +39,7 @@ from oodflow.workflow.run_state import (
     reached,
     state_elsewhere,
 )
-from oodflow.workflow.session import Session, check_same_shape
+from oodflow.workflow.session import Session, check_same_shape, open_session
 from oodflow.workflow.training_plan import Plan, record_of, run_tags
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "keep_weights",
     "new_trainer",
     "report_metrics",
+    "train_along",
     "train_run",
 ]
 
@@ -137,26 +140,29 @@ class _Data:
                 f"the general model of run {plan.general and plan.general.run_id} scores images of "
                 f"{general.image_shape[0]} channels, {facts.name} has {facts.channels}"
             )
-        loss = experiment.loss
-        return _Data(
-            inliers=_batches(session, experiment, experiment.data.dataset),
-            outliers=_batches(session, experiment, loss.outlier_dataset)
-            if loss.outlier_loss != "none"
-            else None,
-            validation=Validation(
-                session.images(facts.name, "test"), oods, general, session.device
-            ),
-        )
+        inliers, outliers = _batches(session, experiment)
+        images = session.images(facts.name, "test")
+        return _Data(inliers, outliers, Validation(images, oods, general, session.device))
 
 
-def _batches(session: Session, experiment: Experiment, dataset: str) -> Batches:
-    images = session.images(dataset, "train", experiment.data.limit)
-    return batches_of(session, experiment, images)
+def _batches(session: Session, experiment: Experiment) -> tuple[Batches, Batches | None]:
+    """Training batches of the experiment's dataset, and of outliers where its loss has them."""
+
+    def batches(dataset: str) -> Batches:
+        images = session.images(dataset, "train", experiment.data.limit)
+        return batches_of(session, experiment, images)
+
+    loss = experiment.loss
+    outliers = batches(loss.outlier_dataset) if loss.outlier_loss != "none" else None
+    return batches(experiment.data.dataset), outliers
 
 
 def batches_of(session: Session, experiment: Experiment, images: Images) -> Batches:
     """Training batches of some images, augmented as the catalogue says of their dataset."""
     check_same_shape(images.name, experiment.model.channels, "the model")
+    size = experiment.optimisation.batch_size
+    if size < world():
+        raise UserError(f"{world()} processes cannot share a batch of {size}; raise batch_size")
     facts = lookup(images.name)
     return Batches(
         images,
@@ -173,9 +179,10 @@ def _train(
 ) -> None:
     """Train to the end, reports to the journal and its store, weights beside it."""
     experiment, steps = plan.experiment, plan.experiment.optimisation.steps
+    state, reports, damage = reached(folder, experiment)
+    broadcast((plan, state))
     trainer = new_trainer(session, plan, data.inliers, data.outliers)
     model = trainer.model
-    state, reports, damage = reached(folder, experiment)
     if damage:
         console.say(f"{plan.name}: {damage}; goes back to the checkpoint before")
     if state:
@@ -204,6 +211,23 @@ def _train(
                 )
         save_model(folder / WEIGHTS, model, experiment)
         _say_result(plan, [report.metrics for report in reports], steps)
+
+
+def train_along(given: Mapping[str, Any]) -> None:
+    """What the processes but the first do: take part in each of its trainings, and nothing else.
+
+    They learn from it what is trained and from where on, until it has no more for them. The runs,
+    what is kept of them, and all evaluation are its alone.
+    """
+    session: Session | None = None
+    for plan, state in iter(lambda: broadcast(None), None):
+        # Not before: by now the first process has made the store and prepared the datasets.
+        session = session or open_session(given)
+        trainer = new_trainer(session, plan, *_batches(session, plan.experiment))
+        if state:
+            trainer.restore(state.step, state.model, state.optimiser)
+        for _ in trainer.run():
+            pass
 
 
 def new_trainer(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from oodflow.models.class_conditional import ClassConditionalGlow
 from oodflow.models.conditional import ConditionalGlow
+from oodflow.models.form import computed_as
 from oodflow.models.glow import Glow
 from oodflow.models.glow_variants import DenseGlow, LocalGlow
 
@@ -136,6 +137,47 @@ def test_the_layout_of_memory_changes_nothing(flow: Any) -> None:
     flow.to(memory_format=torch.channels_last)
     for layout in (torch.contiguous_format, torch.channels_last):
         assert torch.allclose(flow(images.to(memory_format=layout), 0.5), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["fused", "recomputed"])
+def test_every_form_has_the_numbers_and_gradients_of_the_plain_one(flow: Any, form: str) -> None:
+    images = random_images(5, flow)
+    noise = torch.rand(images.shape, dtype=torch.float64)
+    found = []
+    for each in ("plain", form):
+        flow.zero_grad()
+        v = flow.preprocess(images, noise).requires_grad_()
+        with computed_as(each):
+            latents, contributions = flow.encode(v)
+            log_prob = flow.log_prob(images, noise)
+        # The latents too: through them a gradient reaches the last step's y by another way.
+        through_latents = torch.cat(latents, dim=1).sin().sum()
+        (contributions.square().sum() + through_latents - log_prob.sum()).backward()
+        gradients = {name: p.grad.clone() for name, p in flow.named_parameters()} | {"v": v.grad}
+        found.append((torch.cat((contributions, *latents, log_prob[:, None]), 1), gradients))
+    (plain, plain_gradients), (numbers, gradients) = found
+    assert torch.allclose(numbers, plain, rtol=1e-12, atol=1e-12)
+    for name, gradient in gradients.items():
+        # Relative to the whole tensor: single entries cancel.
+        error = (gradient - plain_gradients[name]).norm() / plain_gradients[name].norm()
+        assert error < 1e-11, name
+
+
+@pytest.mark.parametrize("form", ["plain", "recomputed"])
+def test_bfloat16_means_the_same_in_every_form(flow: Any, form: str) -> None:
+    flow.float()
+    images = random_images(3, flow)
+    results = []
+    for each in ("fused", form):
+        flow.zero_grad()
+        with computed_as(each), torch.autocast("cpu", torch.bfloat16):
+            log_prob = flow.log_prob(images)
+        log_prob.sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in flow.parameters()])
+        results.append((log_prob.detach(), gradient))
+    (log_prob, gradient), (other, other_gradient) = results
+    assert float((log_prob - other).abs().max()) < 0.1
+    assert (gradient - other_gradient).norm() / gradient.norm() < 0.02
 
 
 def test_bfloat16_is_for_the_networks_alone(flow: Any) -> None:

@@ -1,6 +1,7 @@
 """The loop: reports, warm-up, seeds, and exact continuation from a saved state."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,10 +9,11 @@ import torch
 from oodflow.data.batches import Batches
 from oodflow.data.images import Images
 from oodflow.experiment import Data, Experiment, Loss, Model, Optimisation
+from oodflow.models.form import FORMS
 from oodflow.models.glow import Glow
 from oodflow.models.likelihood import bits_per_dimension
 from oodflow.training import loop
-from oodflow.training.checkpoint import TrainingState, load_training, save_training
+from oodflow.training.checkpoint import STATE_FILE, TrainingState, load_training, save_training
 
 RAMPS = torch.arange(32)[:, None] * 3 + torch.arange(40)[:, None, None, None]
 NOISE = torch.randint(0, 8, (40, 1, 32, 32), generator=torch.Generator().manual_seed(0))
@@ -86,11 +88,11 @@ def test_a_run_continued_from_disk_ends_with_the_same_bits(tmp_path, stop: int) 
     for report in first.run():
         if report.step == stop:
             break
-    state = TrainingState(stop, first.model.state_dict(), first.optimiser_tensors(), [])
-    save_training(tmp_path / "state", state, experiment(11))
+    state = TrainingState(stop, first.model.state_dict(), first.optimiser_tensors())
+    save_training(tmp_path, state, experiment(11))
 
     second = trainer_for(experiment(11))
-    saved = load_training(tmp_path / "state", experiment(11))
+    saved = load_training(tmp_path / STATE_FILE, experiment(11))
     second.restore(saved.step, saved.model, saved.optimiser)
     assert list(second.run()) == [report for report in expected if report.step > stop]
     for name, value in whole.model.state_dict().items():
@@ -116,6 +118,41 @@ def test_one_pass_over_inliers_and_outliers_gives_the_gradients_of_two() -> None
     for name, parameter in reference.named_parameters():
         own = model.get_parameter(name).grad
         assert torch.allclose(own, parameter.grad, rtol=1e-9, atol=1e-9), name
+
+
+@pytest.mark.parametrize("outliers", [False, True])
+def test_every_form_has_the_loss_curve_and_the_weights_of_the_plain_one(outliers: bool) -> None:
+    given = experiment(8, Loss("binary", "out", 1000.0, 6000.0) if outliers else None)
+    found = {}
+    for form in FORMS:
+        model, contrast = (loop.new_model(given, torch.device("cpu")) for _ in range(2))
+        loop.initialise(model, batches(1))
+        loop.initialise(contrast, batches(2))
+        others = (batches(2), contrast) if outliers else (None, None)
+        trainer = loop.Trainer(given, model, batches(1), *others, form=form)
+        curve = [value for each in trainer.run() for value in (each.bpd, each.outlier_loss)]
+        found[form] = curve, torch.cat([p.detach().flatten() for p in model.parameters()])
+    plain, weights = found["plain"]
+    for form in ("fused", "recomputed"):
+        assert found[form][0] == pytest.approx(plain, rel=1e-5)
+        # Adamax divides by the gradient's size: where that is rounding, so is the whole update.
+        assert float((found[form][1] - weights).abs().max()) < 8 * 1e-3 * 2
+        assert float((found[form][1] - weights).norm() / weights.norm()) < 1e-4
+
+
+def test_a_bfloat16_run_changes_nothing_for_the_next_one() -> None:
+    reports = []
+    for precision in ("fp32", "bf16", "fp32", "tf32", "fp32"):
+        given = experiment(3)
+        optimisation = replace(given.optimisation, precision=precision)
+        trainer = trainer_for(replace(given, optimisation=optimisation))
+        reports.append([replace(each, step=0) for each in trainer.run()])
+    first, bfloat16, second, tf32, third = reports
+    assert first == second == third
+    assert bfloat16 != first
+    assert bfloat16[0].bpd == pytest.approx(first[0].bpd, abs=0.01)
+    # There is no TF32 on a CPU.
+    assert tf32 == first
 
 
 def test_initialisation_uses_about_seven_hundred_images_once(monkeypatch) -> None:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from oodflow.data.batches import Batches
 from oodflow.data.images import Images
@@ -17,6 +18,7 @@ from oodflow.training.loop import Trainer
 from oodflow.training.losses import wrong_class_loss
 from oodflow.training.objective import objective
 from oodflow.training.optimisers import learning_rate, make_optimiser
+from oodflow.training.stabilisation import gradients_finite
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -156,3 +158,36 @@ def test_dropout_is_a_function_of_seed_and_position() -> None:
             first = second
         runs.append(first.model.state_dict())
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+
+class _Queued(TorchDispatchMode):
+    """Refuses what cannot be queued on a device: copying a number, or asking how many are true."""
+
+    REFUSED = {
+        torch.ops.aten._local_scalar_dense.default,
+        torch.ops.aten.nonzero.default,
+        torch.ops.aten.is_nonzero.default,
+    }
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function not in self.REFUSED, function
+        masks = args[1] if function is torch.ops.aten.index.Tensor else ()
+        assert all(index is None or index.dtype != torch.bool for index in masks)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("supervised", [False, True])
+def test_objective_and_gradients_never_wait_for_the_device(supervised: bool) -> None:
+    torch.manual_seed(0)
+    classes = 3 if supervised else 0
+    spec = Model(1, "glow", 1, 4, classes=classes)
+    model, contrast = build_model(spec), Glow(1, depth=1, hidden=4)
+    inliers, outliers = batches("in", labels=True).at(0), batches("out").at(0)
+    given = experiment(spec, Loss("binary", "out", 100.0, 50.0))
+    with _Queued():
+        outcome = objective(given, model, contrast, inliers, outliers)
+        outcome.loss.backward()
+        assert gradients_finite(model.parameters()).shape == ()
+    assert outcome.finite.tolist() == [True] * 16
+    with pytest.raises(AssertionError), _Queued():
+        objective(given, model, contrast, inliers, outliers, outcome.finite)

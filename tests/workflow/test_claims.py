@@ -18,15 +18,14 @@ from oodflow.workflow.claims import InOtherHands, Sight, claimed, claimed_in_tur
 PLAN = """
 title: tiny
 seeds: [1, 2]
-with: {depth: 1, hidden: 8, limit: 64, batch_size: 16, report_every: 5}
+with: {depth: 1, hidden: 8, limit: 64, batch_size: 16, steps: 6, report_every: 3}
 steps:
   - name: general
     entry_point: train
-    with: {dataset: sketch-general, steps: 60}
+    with: {dataset: sketch-general}
     seeds: 1
   - name: finetuned
     entry_point: finetune
-    with: {steps: 20}
     each: {dataset: [sketch-shapes, sketch-letters]}
     from: {init: general}
   - name: png
@@ -100,7 +99,7 @@ def test_two_calls_share_the_work(shared):
 
 
 def test_who_waits_goes_on_at_once_when_the_other_dies(blank, fork, reports_of):
-    words = (*written(blank), "--only", "general")
+    words = (*written(blank), "--only", "general", "--steps", "60")
     first = fork(blank, words)
     first.when(lambda: len(reports_of(blank)) >= 2)
     said = first.workspace.folder / "out.txt"

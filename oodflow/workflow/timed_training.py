@@ -1,0 +1,129 @@
+"""A training that is made one update at a time, each part of which is timed.
+
+All of it is real: batches, objective, stabilisation, optimiser, report and journal. Only the images
+are random, since what they show costs nothing.
+"""
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from oodflow.data.batches import Batches
+from oodflow.data.images import Images
+from oodflow.experiment import Experiment
+from oodflow.models.form import computed_as
+from oodflow.models.precision import precision_context
+from oodflow.tracking.journal import append_report
+from oodflow.training.loop import Trainer, initialise, new_model
+from oodflow.training.objective import objective
+from oodflow.workflow.machine import kept_bytes, now, peak_memory
+
+__all__ = ["IMAGES", "PHASES", "TimedTraining"]
+
+PHASES = ("data", "forward", "backward", "optimiser", "logging")
+
+IMAGES = 50_000
+"""Images of a training set, as in CIFAR10."""
+
+
+class TimedTraining:
+    """Updates of an experiment's training in one form, on RGB or grey noise."""
+
+    def __init__(self, experiment: Experiment, device: torch.device, form: str) -> None:
+        """The plain form has the plain layout of memory, too; all others are in channels_last."""
+        self.experiment = experiment
+        self.device = device
+        self.seconds: list[dict[str, float]] = []
+        """Of each update the seconds of each of :data:`PHASES`."""
+        self._spent: dict[str, float] = defaultdict(float)
+        # A report with every update returns to the caller after each; its cost is shared out.
+        each = replace(experiment, optimisation=replace(experiment.optimisation, report_every=1))
+        inliers = _noise("inliers", experiment, device)
+        model, contrast = new_model(each, device), None
+        initialise(model, inliers)
+        if experiment.loss.outlier_loss == "binary":
+            contrast = new_model(each, device)
+            contrast.load_state_dict(model.state_dict())
+        if form == "plain":
+            nn.ModuleList(filter(None, (model, contrast))).to(memory_format=torch.contiguous_format)
+        has_outliers = experiment.loss.outlier_loss != "none"
+        outliers = _noise("outliers", experiment, device) if has_outliers else None
+        self.trainer = Trainer(each, model, inliers, outliers, contrast, form, self._timed)
+        self.images_per_update = inliers.batch_size * (1 + has_outliers)
+        self._reports = self.trainer.run(self._on_step)
+
+    def update(self) -> None:
+        """Make one update and report it, as often as the experiment says on average."""
+        self._spent.clear()
+        begin = now(self.device)
+        report = next(self._reports)
+        bookkeeping = self._end - begin - sum(self._spent.values())
+        with tempfile.TemporaryDirectory(prefix="oodflow-") as folder:
+            append_report(Path(folder) / "journal", report.step, {"train/bpd": report.bpd})
+            reporting = now(self.device) - self._end
+        share = reporting / self.experiment.optimisation.report_every
+        self._spent["logging"] = bookkeeping + share
+        self.seconds.append({phase: self._spent[phase] for phase in PHASES})
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        begin = now(self.device)
+        yield
+        self._spent[phase] += now(self.device) - begin
+
+    def _on_step(self, step: int, bpd: Callable[[], float]) -> None:
+        self._end = now(self.device)
+
+    def peak_bytes(self) -> int:
+        """Bytes in use at the highest moment of an update, which is made for it."""
+        lasting = (*self._weights(), *self._optimiser_tensors())
+        self.trainer.optimiser.zero_grad()
+        return sum(each.nbytes for each in lasting) + peak_memory(self.update, self.device)
+
+    def traffic_bytes(self) -> int:
+        """Bytes that an update has to move through memory: see :class:`oodflow.workflow.bench`."""
+        trainer = self.trainer
+        weights = sum(tensor.nbytes for tensor in trainer.model.parameters())
+        frozen = sum(t.nbytes for t in trainer.contrast.parameters()) if trainer.contrast else 0
+        state = sum(tensor.nbytes for tensor in self._optimiser_tensors())
+        return 6 * weights + 2 * state + frozen + 2 * self._kept_bytes()
+
+    def _kept_bytes(self) -> int:
+        trainer = self.trainer
+        inliers = trainer.inliers.at(0)
+        outliers = trainer.outliers.at(0) if trainer.outliers else None
+        precision = precision_context(self.experiment.optimisation.precision, self.device)
+        with precision, computed_as("fused"):
+            return kept_bytes(
+                lambda: objective(
+                    self.experiment, trainer.model, trainer.contrast, inliers, outliers
+                ),
+                {tensor.untyped_storage().data_ptr() for tensor in self._weights()},
+            )
+
+    def _weights(self) -> Iterator[Tensor]:
+        trainer = self.trainer
+        for model in filter(None, (trainer.model, trainer.contrast)):
+            yield from model.state_dict().values()
+
+    def _optimiser_tensors(self) -> list[Tensor]:
+        return list(self.trainer.optimiser_tensors().values())
+
+
+def _noise(name: str, experiment: Experiment, device: torch.device) -> Batches:
+    shape = (IMAGES, experiment.model.channels, 32, 32)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator())
+    return Batches(
+        Images(name, "train", pixels, None, ""),
+        experiment.optimisation.batch_size,
+        seed=0,
+        translate=3,
+        flip=True,
+        device=device,
+    )
