@@ -1,145 +1,28 @@
 """The score table: log-likelihoods of every image of one dataset under one model, and its file.
 
-A model is run over a dataset once. What comes out is kept as Parquet with the facts it belongs to,
+A model is run over a dataset once (:mod:`oodflow.evaluation.scoring`, which needs torch; this
+module does not). What comes out is kept as Parquet with the facts it belongs to,
 and every score, AUROC and figure is computed from it (:mod:`oodflow.evaluation.scores`).
 """
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor, nn
 
 from oodflow.errors import UserError
-from oodflow.models.class_conditional import ClassConditionalGlow
-from oodflow.models.likelihood import NOISE_FREE, LikelihoodModel
-from oodflow.models.precision import precision_context
 
-__all__ = ["NOISE_CHUNK", "dequantisation_noise", "read_table", "score_images", "write_table"]
-
-NOISE_CHUNK = 32
-"""Images whose dequantisation noise is drawn together; a part of the noise's definition."""
+__all__ = ["read_table", "write_table"]
 
 FACTS_KEY = b"oodflow.facts"
 """Entry of the Parquet schema's metadata that holds the facts, as JSON."""
 
 COLUMNS = ("index", "label", "log_prob", "log_prob_dequantised")
 """Columns of every score table; models with scales add ``scale1`` … ``scaleS``."""
-
-
-def dequantisation_noise(
-    start: int, stop: int, image_shape: tuple[int, int, int], seed: int
-) -> Tensor:
-    """Noise u ~ U[0, 1), in levels, for the images ``start`` … ``stop`` − 1: float32, on the CPU.
-
-    Image k has row k mod 32 of chunk k // 32. A chunk is one draw of 32 images from torch's CPU
-    generator, seeded with 32 bits that numpy's SeedSequence mixes from (seed, chunk). The noise of
-    an image hence depends on the seed and its position only: not on the batch it is scored in, nor
-    on how many images there are.
-
-    >>> whole = dequantisation_noise(0, 70, (1, 2, 2), seed=1)
-    >>> torch.equal(whole[30:65], dequantisation_noise(30, 65, (1, 2, 2), seed=1))
-    True
-    """
-    first = start // NOISE_CHUNK
-    last = -(-stop // NOISE_CHUNK)
-    drawn = []
-    for chunk in range(first, last):
-        state = np.random.SeedSequence((seed, chunk)).generate_state(1)
-        generator = torch.Generator().manual_seed(int(state[0]))
-        drawn.append(torch.rand((NOISE_CHUNK, *image_shape), generator=generator))
-    offset = first * NOISE_CHUNK
-    return torch.cat(drawn)[start - offset : stop - offset]
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode for the block; afterwards each submodule has the mode it had before."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def score_images(
-    model: LikelihoodModel,
-    pixels: Tensor,
-    labels: Tensor | None,
-    *,
-    device: torch.device | str,
-    batch_size: int = 250,
-    seed: int = 0,
-    on_progress: Callable[[int], None] | None = None,
-) -> pd.DataFrame:
-    """Score uint8 images N×C×H×W in their order; one row an image, log p in nats.
-
-    Columns: ``index`` 0 … N − 1 and ``label`` (−1 where there is none), int64; ``log_prob``, the
-    noise-free log p(x) (S4.5), and for models with scales its contributions ``scale1`` …
-    ``scaleS`` (Eq. 3); ``log_prob_dequantised`` with one sample of :func:`dequantisation_noise`
-    (for BPD, S7.1); and ``predicted``, the likeliest class under a class-conditional model, int64.
-    Log-likelihoods are float64; non-finite values stay as they are.
-
-    ``device`` is where the model lives; ``on_progress`` gets the number of images
-    done so far, as each batch is queued there. Raises UserError for images the model cannot take.
-    """
-    if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != tuple(model.image_shape):
-        raise UserError(
-            f"the model scores uint8 images of shape N×{_shape(model.image_shape)}, "
-            f"but got {str(pixels.dtype).removeprefix('torch.')} {_shape(pixels.shape)}"
-        )
-    count = len(pixels)
-    if count == 0:
-        raise UserError("there are no images to score")
-    if labels is not None and len(labels) != count:
-        raise UserError(f"{count} images have {len(labels)} labels; give one label an image")
-
-    noise_free, dequantised = [], []
-    predicted = []
-    precision = precision_context("fp32", torch.device(device))
-    with evaluation_mode(model), precision, torch.inference_mode():
-        for start in range(0, count, batch_size):
-            stop = min(start + batch_size, count)
-            images = pixels[start:stop].to(device, non_blocking=True)
-            noise_free.append(model(images, NOISE_FREE))
-            if isinstance(model, ClassConditionalGlow):
-                predicted.append(model.class_log_probs(images, NOISE_FREE).argmax(1))
-            if model.uses_noise:
-                noise = dequantisation_noise(start, stop, model.image_shape, seed)
-                dequantised.append(model(images, noise.to(device, non_blocking=True)))
-            if on_progress is not None:
-                on_progress(stop)
-        # The device may still be computing: it is waited for here, once, not in every batch.
-        clean_values = torch.cat(noise_free)
-        noisy_values = torch.cat(dequantised) if model.uses_noise else clean_values
-        both = torch.stack([clean_values, noisy_values]).cpu()
-    # Summed in float64 on the CPU: not every device has it, and it keeps Σ c_i = log p exactly.
-    clean, noisy = both.double().numpy()
-
-    given = np.full(count, -1) if labels is None else labels.cpu().numpy()
-    columns = {
-        "index": np.arange(count, dtype=np.int64),
-        "label": given.astype(np.int64),
-        "log_prob": clean.sum(axis=1),
-    }
-    if model.scales > 1:
-        columns |= {f"scale{i + 1}": clean[:, i] for i in range(model.scales)}
-    if predicted:
-        columns["predicted"] = torch.cat(predicted).cpu().numpy()
-    return pd.DataFrame(columns | {"log_prob_dequantised": noisy.sum(axis=1)})
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))
 
 
 def write_table(frame: pd.DataFrame, path: Path | str, *, facts: Mapping[str, str]) -> None:

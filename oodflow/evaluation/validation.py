@@ -12,7 +12,7 @@ import torch
 from oodflow.data.images import Images
 from oodflow.evaluation.metrics import auroc
 from oodflow.evaluation.scores import bits_per_dimension_mean, compute_scores
-from oodflow.evaluation.tables import score_images
+from oodflow.evaluation.scoring import score_images
 from oodflow.models.likelihood import LikelihoodModel
 
 __all__ = ["VALIDATION_IMAGES", "Validation"]

@@ -29,7 +29,7 @@ from oodflow.tracking.store import Store
 
 __all__ = ["Drawing", "draw_all"]
 
-CURVE_SEEDS = 10
+CURVE_SEEDS = 5
 """Seeds of a setting whose training curves are drawn; more would hide each other."""
 
 EXTREME_ROWS = {

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from oodflow.data.catalog import CATALOG, data_folder, lookup
-from oodflow.data.images import present
 from oodflow.presets import PRESETS
 from oodflow.reports.layouts import (
     ALL,
@@ -158,6 +157,9 @@ def _general_set(registry: Registry, gap: Gap, dataset: str) -> str:
 
 def _absent(dataset: str) -> Iterator[tuple[int, str]]:
     """The command that prepares a dataset whose files are not there."""
+    # Imported here: it needs torch, whose import takes a second, and a report does not.
+    from oodflow.data.images import present
+
     if dataset in CATALOG and not present(dataset, data_folder("auto")):
         how = "--download" if lookup(dataset).source == "torchvision" else "--from PATH"
         yield 0, f"oodflow datasets prepare {dataset} {how}"

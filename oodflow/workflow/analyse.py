@@ -21,8 +21,8 @@ from oodflow.reports.registry import read_registry
 from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
 from oodflow.workflow.analyses import ANALYSES, Task
+from oodflow.workflow.own_run import ended_on_error
 from oodflow.workflow.session import Session, dataset_use, open_session
-from oodflow.workflow.training_run import ended_on_error
 
 __all__ = ["analyse_run", "command"]
 

@@ -8,9 +8,10 @@ from oodflow.experiment import Data, Experiment, Loss, Model, Optimisation, para
 from oodflow.foreign.formats import read_model
 from oodflow.tracking import runs
 from oodflow.training.checkpoint import tensor_digest
+from oodflow.workflow.own_run import ended_on_error
 from oodflow.workflow.session import check_same_shape, open_session
 from oodflow.workflow.training_plan import Plan, model_name, run_tags
-from oodflow.workflow.training_run import ended_on_error, keep_weights
+from oodflow.workflow.training_run import keep_weights
 
 __all__ = ["command"]
 

@@ -99,6 +99,8 @@ def check_store(uri: str, hosts: Iterable[str]) -> None:
 def _connected(address: str) -> Iterator[Any]:
     """The module ``ray``, connected to a cluster; a local one ends with the context."""
     address = os.environ.get("RAY_ADDRESS", "") if address == AUTO else address
+    if address:
+        _check_answers(address)
     for name, value in SILENT.items():
         os.environ.setdefault(name, value)
     if not address:
@@ -113,9 +115,10 @@ def _connected(address: str) -> Iterator[Any]:
         ray.init(address or "local", **QUIET, **({} if address else ALONE))
     except Exception as error:
         said = textwrap.shorten(str(error), 160, placeholder=" …")
-        where = f"cluster answers at {address}" if address else "can be started here"
+        where = f"connects to {address}" if address else "starts here"
         raise UserError(
-            f"no Ray {where} ({said}); `ray start --head` starts one, ray_address names it"
+            f"no Ray {where} ({said}); `ray status` tells more; for a Ray of this machine alone "
+            "leave ray_address and RAY_ADDRESS out"
         ) from error
     try:
         # Ray ends the process on SIGTERM; here it interrupts as Ctrl-C does.
@@ -123,6 +126,19 @@ def _connected(address: str) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if port.isdigit():
+            socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray cluster answers at {address} ({error.strerror or error}); `ray start --head` "
+            "starts one, and ray_address or RAY_ADDRESS names it"
+        ) from error
 
 
 def _gpus(chosen: Reproduction, nodes: Iterable[Mapping[str, Any]]) -> float:

@@ -24,8 +24,7 @@ from oodflow.reports.replicates import replicates_of
 from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
 from oodflow.tracking.store import Store, open_store
-from oodflow.workflow.session import claimed_run
-from oodflow.workflow.training_run import ended_on_error
+from oodflow.workflow.own_run import claimed_run, ended_on_error
 
 __all__ = ["command", "write_report"]
 

@@ -40,13 +40,13 @@ from oodflow.workflow.engine import (
     in_this_process,
     survey,
 )
+from oodflow.workflow.own_run import ended_on_error
 from oodflow.workflow.plans import RunPlan, read_plan
 from oodflow.workflow.ray_engine import on_ray
 from oodflow.workflow.session import Session, open_session
 from oodflow.workflow.task_runs import EACH_TIME, INTERRUPTED, MISSING, THERE, device_name
 from oodflow.workflow.tasks import TRAINING, Task, expand
 from oodflow.workflow.train import first_present
-from oodflow.workflow.training_run import ended_on_error
 
 __all__ = ["command"]
 

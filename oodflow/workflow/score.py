@@ -10,7 +10,7 @@ import torch
 from oodflow import console
 from oodflow.data.files import UnreadableImage, find_images, read_image
 from oodflow.errors import UserError
-from oodflow.evaluation.tables import score_images
+from oodflow.evaluation.scoring import score_images
 from oodflow.tracking import runs
 from oodflow.workflow.session import open_session
 

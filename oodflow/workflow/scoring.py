@@ -20,7 +20,8 @@ from oodflow.evaluation.scores import (
     clip_non_finite,
     compute_scores,
 )
-from oodflow.evaluation.tables import read_table, score_images, write_table
+from oodflow.evaluation.scoring import score_images
+from oodflow.evaluation.tables import read_table, write_table
 from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
 from oodflow.workflow import results

@@ -1,6 +1,5 @@
 """What a command works with: the store, the data folder, the device, and loaded models."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +20,13 @@ from oodflow.tracking.store import Store, open_store
 from oodflow.training.checkpoint import MODEL_FILE, load_model
 from oodflow.training.distributed import launched, world
 from oodflow.training.loop import resolve_device
+from oodflow.workflow.own_run import claimed_run
 
 __all__ = [
     "LoadedModel",
     "Session",
     "available_device",
     "check_same_shape",
-    "claimed_run",
     "dataset_use",
     "described",
     "open_session",
@@ -110,11 +109,6 @@ def dataset_use(session: Session, name: str, fold: str, context: str) -> runs.Da
     return runs.DatasetUse(
         ready.facts.slug, fold, known.count, known.digest, context, ready.facts.name
     )
-
-
-def claimed_run() -> str:
-    """The run that ``mlflow run`` made for this command, or ""."""
-    return os.environ.get("MLFLOW_RUN_ID", "")
 
 
 def open_session(given: Mapping[str, Any]) -> Session:

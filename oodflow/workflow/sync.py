@@ -22,11 +22,11 @@ from oodflow.tracking.journal import (
 from oodflow.tracking.runs import RunInfo
 from oodflow.tracking.store import Store
 from oodflow.training.checkpoint import load_model
+from oodflow.workflow.own_run import ended_on_error
 from oodflow.workflow.run_state import STATE_FOLDER, WEIGHTS, hand_over, kept, locked
 from oodflow.workflow.session import Session, open_session
 from oodflow.workflow.train import conclude
 from oodflow.workflow.training_plan import Plan
-from oodflow.workflow.training_run import ended_on_error
 
 __all__ = ["command", "sync"]
 

@@ -20,10 +20,11 @@ from oodflow.tracking.runs import RunInfo
 from oodflow.training.distributed import broadcast, process_group, rank, world
 from oodflow.workflow import results
 from oodflow.workflow.choose import diff_outlier_general, newest_general
+from oodflow.workflow.own_run import ended_on_error
 from oodflow.workflow.scoring import describe_run, evaluate_run
 from oodflow.workflow.session import Session, available_device, open_session
 from oodflow.workflow.training_plan import Plan, model_name
-from oodflow.workflow.training_run import ended_on_error, train_along, train_run
+from oodflow.workflow.training_run import train_along, train_run
 
 __all__ = [
     "command",

@@ -9,8 +9,7 @@ import dataclasses
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,10 @@ from oodflow.models.likelihood import LikelihoodModel
 from oodflow.tracking import runs
 from oodflow.tracking.delivery import delivering
 from oodflow.tracking.journal import JOURNAL_FILE, RECORD_FILE, append_report, tell, write_record
-from oodflow.tracking.store import Store, impatient
 from oodflow.training.checkpoint import TrainingState, save_model, save_training
 from oodflow.training.distributed import broadcast, world
 from oodflow.training.loop import Report, Trainer, initialise, new_model
+from oodflow.workflow.own_run import ended_on_error
 from oodflow.workflow.run_state import (
     STATE_FOLDER,
     WEIGHTS,
@@ -44,7 +43,6 @@ from oodflow.workflow.training_plan import Plan, record_of, run_tags
 
 __all__ = [
     "batches_of",
-    "ended_on_error",
     "keep_weights",
     "new_trainer",
     "report_metrics",
@@ -104,19 +102,6 @@ def train_run(
             conclude(run_id)
         shutil.rmtree(folder)
     return run_id
-
-
-@contextmanager
-def ended_on_error(store: Store, run_id: str) -> Iterator[None]:
-    """Mark the run KILLED on an interruption and FAILED on an error, then pass it on."""
-    try:
-        yield
-    except BaseException as error:
-        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        # The store may be what failed. Then the run stays RUNNING in it, and the error is seen.
-        with impatient(), suppress(Exception):
-            runs.end(store, run_id, status)
-        raise
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from oodflow.data.catalog import lookup, slug_of
 from oodflow.data.images import Images
 from oodflow.errors import UserError
 from oodflow.evaluation.scores import bits_per_dimension_mean
-from oodflow.evaluation.tables import score_images
+from oodflow.evaluation.scoring import score_images
 from oodflow.experiment import AUTO, parameters, spec_hash
 from oodflow.models.likelihood import LikelihoodModel
 from oodflow.options import Tuning, pick, seed_list
@@ -52,10 +52,11 @@ from oodflow.tuning.study import (
     run_trials,
 )
 from oodflow.workflow.finetune import finetune_plan
+from oodflow.workflow.own_run import ended_on_error
 from oodflow.workflow.run_state import STATE_FOLDER
 from oodflow.workflow.session import Session, open_session
 from oodflow.workflow.training_plan import Plan, run_tags
-from oodflow.workflow.training_run import batches_of, ended_on_error, new_trainer, report_metrics
+from oodflow.workflow.training_run import batches_of, new_trainer, report_metrics
 
 __all__ = ["command"]
 

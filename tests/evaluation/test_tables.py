@@ -10,13 +10,8 @@ from scipy.stats import kstest, norm
 from torch import Tensor, nn
 
 from oodflow.errors import UserError
-from oodflow.evaluation.tables import (
-    NOISE_CHUNK,
-    dequantisation_noise,
-    read_table,
-    score_images,
-    write_table,
-)
+from oodflow.evaluation.scoring import NOISE_CHUNK, dequantisation_noise, score_images
+from oodflow.evaluation.tables import read_table, write_table
 from oodflow.models.likelihood import LikelihoodModel
 
 SHAPE = (3, 4, 4)

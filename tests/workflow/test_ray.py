@@ -239,6 +239,7 @@ def test_after_it_the_same_command_goes_on(terminated, fork):
     ("--engine ray --gpus 1.5", ["gpus is 1.5", "0.5", "whole number"]),
     ("--engine ray --gpus -1", ["gpus is -1"]),
     ("--engine slurm", ["'slurm'", "process", "ray"]),
+    ("--engine ray --ray-address 127.0.0.1:1", ["127.0.0.1:1", "refused", "ray start --head"]),
     ("--gpus 0.5", ["gpus", "--engine ray"]),
     ("--ray-address 127.0.0.1:1", ["ray_address", "--engine ray"]),
 ])  # fmt: skip
