@@ -118,6 +118,13 @@ def test_only_tuning_and_its_command_import_optuna():
     assert {module for module in named if unit(module) == "workflow"} == {"oodflow.workflow.tune"}
 
 
+def test_one_module_alone_imports_ray_and_only_when_it_is_needed():
+    named = {module for module in MODULES if "ray" in {n.split(".")[0] for n in imports(module)}}
+    assert named == {"oodflow.workflow.ray_engine"}
+    at_once = TREES["oodflow.workflow.ray_engine"].body
+    assert not any(isinstance(node, ast.Import) and node.names[0].name == "ray" for node in at_once)
+
+
 def test_only_the_command_line_imports_click():
     assert importers("click") == {"cli"}
 

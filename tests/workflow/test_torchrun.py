@@ -78,7 +78,9 @@ def test_interrupted_and_resumed_under_torchrun_it_is_the_run_of_one_process(
         torch.cat([part[name].double().flatten() for name in weights])
         for part in (own_weights, weights)
     )
-    assert float((own - expected).norm() / expected.norm()) < 1e-4
+    # In float32 Adamax turns the rounding of near-zero gradients into steps of its full size; a
+    # mean taken over each process alone would be at 2e-3.
+    assert float((own - expected).norm() / expected.norm()) < 5e-4
     assert own_history.keys() == history.keys()
     for name, values in history.items():
         assert [step for step, _ in own_history[name]] == [step for step, _ in values]
