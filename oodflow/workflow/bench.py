@@ -169,8 +169,10 @@ def _experiment(given: Mapping[str, Any]) -> Experiment:
         raise UserError(f"steps is {given['steps']}; it must be at least 1")
     options = {each.name: each.default for each in ENTRY_POINTS["finetune"].options()}
     options |= {name: value for name, value in given.items() if name in options}
-    # Two more than are timed: one for the memory and one for the arithmetic.
-    options |= {"steps": WARM_UP + given["steps"] + 2, "outlier_loss": given["loss"]}
+    # Two more than are timed, for the memory and for the arithmetic. From noise there is nothing to
+    # learn, and weights that stay where they are keep every update alike.
+    steps = WARM_UP + given["steps"] + 2
+    options |= {"steps": steps, "lr": 1e-9, "outlier_loss": given["loss"]}
     return build_experiment(
         options,
         dataset="noise",

@@ -117,8 +117,8 @@ def _connected(address: str) -> Iterator[Any]:
         said = textwrap.shorten(str(error), 160, placeholder=" …")
         where = f"connects to {address}" if address else "starts here"
         raise UserError(
-            f"no Ray {where} ({said}); `ray status` tells more; for a Ray of this machine alone "
-            "leave ray_address and RAY_ADDRESS out"
+            f"no Ray {where} ({said}); a cluster that asks for a token needs RAY_AUTH_MODE=token, "
+            "and without ray_address and RAY_ADDRESS this machine is used alone"
         ) from error
     try:
         # Ray ends the process on SIGTERM; here it interrupts as Ctrl-C does.
