@@ -197,7 +197,9 @@ def carry_out(
             elif outcome.reason:
                 console.say(f"{name}: {outcome.reason}")
             else:
-                console.say(f"{name}: done in {duration(seconds)}")
+                # A report ends with how to see it, and nothing is to come after that.
+                if task.entry_point != "report":
+                    console.say(f"{name}: done in {duration(seconds)}")
                 known[kind_of(task)] = seconds / units(task)
     return outcomes
 
