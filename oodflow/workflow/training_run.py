@@ -223,7 +223,7 @@ def new_trainer(
     contrast = session.model(plan.contrast).model if plan.contrast else None
     if plan.init:
         _start_from(model, session.model(plan.init).model)
-    return Trainer(plan.experiment, model, inliers, outliers, contrast)
+    return Trainer(plan.experiment, model, inliers, outliers, contrast, session.form)
 
 
 def _start_from(model: LikelihoodModel, init: LikelihoodModel) -> None:
