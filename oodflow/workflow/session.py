@@ -29,6 +29,7 @@ __all__ = [
     "check_same_shape",
     "dataset_use",
     "described",
+    "form_of",
     "open_session",
 ]
 
@@ -119,8 +120,12 @@ def open_session(given: Mapping[str, Any]) -> Session:
     data_dir = data_folder(given["data_dir"])
     if given["data_dir"] != "auto" and not data_dir.is_dir():
         raise UserError(f"no data folder at {data_dir}; make it, or leave data_dir out")
-    form = "recomputed" if given.get("recompute") else "fused"
-    return Session(open_store(), data_dir, device, claimed_run(), form)
+    return Session(open_store(), data_dir, device, claimed_run(), form_of(given))
+
+
+def form_of(given: Mapping[str, Any]) -> str:
+    """How the options say that a model in training is computed."""
+    return "recomputed" if given.get("recompute") else "fused"
 
 
 def available_device(name: str) -> torch.device:

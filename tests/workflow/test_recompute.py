@@ -7,15 +7,20 @@ from oodflow.tracking import runs
 from oodflow.training.loop import Trainer
 
 
-def test_recomputed_training_is_the_same_experiment_with_the_same_numbers(blank, tiny, monkeypatch):
-    seen, run = [], Trainer.run
+@pytest.fixture
+def seen(monkeypatch) -> list[str]:
+    """The form of each training that is begun; the training itself goes on."""
+    forms, run = [], Trainer.run
 
     def watched(trainer, on_step=None):
-        seen.append(trainer.form)
+        forms.append(trainer.form)
         return run(trainer, on_step)
 
-    # The real training goes on; what is watched is the form that it was given.
     monkeypatch.setattr(Trainer, "run", watched)
+    return forms
+
+
+def test_recomputed_training_is_the_same_experiment_with_the_same_numbers(blank, tiny, seen):
     for words in ((), ("--recompute",)):
         outcome = blank.oodflow("train", *tiny, *words)
         assert outcome.code == 0, outcome.err
@@ -24,3 +29,9 @@ def test_recomputed_training_is_the_same_experiment_with_the_same_numbers(blank,
     assert one.tags["spec"] == other.tags["spec"]
     for name in ("train/bpd", "valid/bpd", "bpd/sketch-general"):
         assert one.metrics[name] == pytest.approx(other.metrics[name], rel=1e-4)
+
+
+def test_it_reaches_the_trainings_of_a_plan(blank, tiny, seen):
+    outcome = blank.oodflow("main", "--seeds", "1", *tiny, "--recompute")
+    assert outcome.code == 0, outcome.err
+    assert len(seen) == 4 and set(seen) == {"recomputed"}
