@@ -28,6 +28,7 @@ __all__ = [
     "TUNED",
     "Option",
     "from_dict",
+    "json_hash",
     "option",
     "options_of",
     "parameters",
@@ -214,8 +215,13 @@ def from_dict(values: Mapping[str, Any]) -> Experiment:
 
 
 def spec_hash(experiment: Experiment) -> str:
-    """Canonical hash: SHA-256 of the sorted compact JSON, the first 16 hexadecimal digits."""
-    text = json.dumps(to_dict(experiment), sort_keys=True, separators=(",", ":"))
+    """Canonical hash of an experiment: two runs with the same one are the same experiment."""
+    return json_hash(to_dict(experiment))
+
+
+def json_hash(facts: Mapping[str, Any]) -> str:
+    """SHA-256 of the sorted compact JSON, the first 16 hexadecimal digits."""
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -46,8 +46,9 @@ def auroc_frame(
         for run in registry.training
         if run.tags["role"] == "in_distribution"
         and (run.tags["init"], run.tags["model"], run.tags["family"]) == (start, model, family)
+        for core in (_core(run),)
         for ood, score, value, metric in _aurocs(run)
-        if (ood not in _core(run)) == further
+        if (ood not in core) == further
     ]
     columns = ["dataset", "setting", "outlier_loss", "ood", "score", "auroc"]
     return _frame(rows, columns)

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from oodflow.errors import UserError
 from oodflow.evaluation.figures import effect_figure
 from oodflow.evaluation.scores import clip_non_finite, compute_scores
-from oodflow.evaluation.tables import read_table
 from oodflow.reports.collect import auroc_frame
 from oodflow.reports.figures import (
     extremes_figure,
@@ -23,6 +22,7 @@ from oodflow.reports.figures import (
 )
 from oodflow.reports.layouts import SHORT_LOSS_NAMES
 from oodflow.reports.registry import FAMILIES, Registry, is_plain, seed_of
+from oodflow.reports.scored import check_same_images, read_scores
 from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
 from oodflow.tracking.store import Store
@@ -120,14 +120,9 @@ def _tables(
     ]
     found = {}
     for dataset in (run.tags["dataset"], *sorted(oods)):
-        pair = []
-        for run_id in (run.run_id, general):
-            with runs.artifact(store, run_id, f"scores/{dataset}-test.parquet") as local:
-                pair.append(read_table(local))
-        (own, facts), (contrast, others) = pair
-        if facts["images"] != others["images"]:
-            raise UserError(f"score tables of {dataset} are of different images")
-        found[dataset] = (own, contrast)
+        own, contrast = (read_scores(store, each, dataset) for each in (run.run_id, general))
+        check_same_images(dataset, own, contrast)
+        found[dataset] = (own[0], contrast[0])
     return found
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pandas as pd
@@ -10,16 +10,12 @@ import pandas as pd
 from oodflow.errors import UserError
 from oodflow.evaluation.bootstrap import bootstrap_auroc, resample_counts
 from oodflow.evaluation.scores import clip_non_finite, compute_scores
-from oodflow.evaluation.tables import read_table
 from oodflow.reports.registry import CONTRASTS, Registry
-from oodflow.tracking import runs
+from oodflow.reports.scored import check_same_images, read_scores
 from oodflow.tracking.runs import RunInfo
 from oodflow.tracking.store import Store
 
 __all__ = ["replicates_of"]
-
-Scored = tuple[pd.DataFrame, str]
-"""A score table and the digest of its images."""
 
 
 def replicates_of(
@@ -33,26 +29,22 @@ def replicates_of(
     done = 0
     by_id = {run.run_id: run for run in (*registry.training, *registry.evaluations)}
 
-    @lru_cache(maxsize=64)
-    def table(run_id: str, dataset: str) -> Scored:
-        with runs.artifact(store, run_id, f"scores/{dataset}-test.parquet") as local:
-            found, facts = read_table(local)
-        return found, facts["images"]
-
+    table = lru_cache(maxsize=64)(partial(read_scores, store))
     counts = lru_cache(maxsize=16)(resample_counts)
 
     def scores(run: RunInfo, score: str, dataset: str) -> tuple[np.ndarray, str]:
         if score == "general":
             found, images = table(run.tags["general_run"], dataset)
             return clip_non_finite(found["log_prob"].to_numpy()), images
-        own, images = table(run.tags.get("evaluated", run.run_id), dataset)
+        own = table(run.tags.get("evaluated", run.run_id), dataset)
         contrast = None
         if score in CONTRASTS:
-            contrast, others = table(run.tags[CONTRASTS[score]], dataset)
-            if images != others:
-                raise UserError(f"score tables of {dataset} are of different images")
+            general = table(run.tags[CONTRASTS[score]], dataset)
+            check_same_images(dataset, own, general)
+            contrast, _ = general
+        found, images = own
         # The ratio is the same arithmetic whichever general model it is to.
-        return compute_scores(own, contrast)["diff" if contrast is not None else score], images
+        return compute_scores(found, contrast)["diff" if contrast is not None else score], images
 
     def values(run_id: str, metric: str) -> np.ndarray | None:
         run = by_id[run_id]

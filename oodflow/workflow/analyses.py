@@ -8,8 +8,6 @@ folds       AUROC with inliers of the training fold in place of the test fold (S
 =========== ====================================================================================
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +27,7 @@ from oodflow.evaluation.extremes import highest, random_subset
 from oodflow.evaluation.fourier import derangement, fourier_mix
 from oodflow.evaluation.metrics import auroc
 from oodflow.evaluation.scores import clip_non_finite, compute_scores
-from oodflow.experiment import AUTO, MODELS
+from oodflow.experiment import AUTO, MODELS, json_hash
 from oodflow.models.likelihood import NOISE_FREE
 from oodflow.options import Analysis
 from oodflow.tracking import runs
@@ -86,8 +84,7 @@ class Task:
             "weights": [model.digest for model in self.models],
             "images": [[slug_of(each.name), each.fold, each.digest] for each in self.images],
         }
-        text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return json_hash(facts)
 
 
 def _own_general(session: Session, run: RunInfo) -> RunInfo | None:

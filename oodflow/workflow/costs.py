@@ -12,14 +12,13 @@ from dataclasses import replace
 
 import torch
 
-from oodflow.data.batches import Batches
-from oodflow.data.images import Images
 from oodflow.experiment import Experiment, parameters
 from oodflow.tracking import runs
 from oodflow.tracking.store import Store
 from oodflow.training.loop import Trainer, new_model
 from oodflow.workflow.task_runs import TIMED_ON
 from oodflow.workflow.tasks import TRAINING, Task, outline
+from oodflow.workflow.timed_training import noise_batches
 
 __all__ = [
     "Kind",
@@ -124,7 +123,9 @@ def _seconds_an_update(
     )
     experiment = replace(experiment, optimisation=settings)
     needs_contrast = experiment.loss.outlier_loss == "binary" or experiment.model.classes > 0
-    inliers, outliers = (_random_batches(experiment, seed, device) for seed in (1, 2))
+    inliers, outliers = (
+        noise_batches(name, experiment, device, batch_size) for name in ("inliers", "outliers")
+    )
     trainer = Trainer(
         experiment,
         new_model(experiment, device),
@@ -142,16 +143,6 @@ def _seconds_an_update(
         if now - begin > SECONDS:
             break
     return statistics.median(taken[1:] or taken)
-
-
-def _random_batches(experiment: Experiment, seed: int, device: torch.device) -> Batches:
-    size, model = experiment.optimisation.batch_size, experiment.model
-    generator = torch.Generator().manual_seed(seed)
-    shape = (size, model.channels, 32, 32)
-    pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-    labels = torch.randint(max(model.classes, 1), (size,), generator=generator)
-    images = Images(f"random {seed}", "train", pixels, labels, "")
-    return Batches(images, size, seed, 3, True, device)
 
 
 def describe_kind(kind: Kind) -> str:

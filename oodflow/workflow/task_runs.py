@@ -4,8 +4,6 @@ A task that is given here has the runs of those that it needs among its options
 (:func:`oodflow.workflow.tasks.with_runs`).
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +13,7 @@ from typing import Any
 import torch
 
 from oodflow.data.catalog import lookup
-from oodflow.experiment import AUTO, spec_hash
+from oodflow.experiment import AUTO, json_hash, spec_hash
 from oodflow.options import Evaluation, pick
 from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
@@ -163,7 +161,7 @@ def _of(run: RunInfo) -> dict[str, str]:
 def _comparison_hash(task: Task) -> str:
     """Hash of what decides an evaluation's numbers, 16 digits."""
     facts = {k: v for k, v in task.options.items() if k not in ("device", "data_dir")}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return json_hash(facts)
 
 
 def _command(command: Callable[[Mapping[str, Any]], None], session: Session, task: Task) -> str:

@@ -24,7 +24,7 @@ from oodflow.training.loop import Trainer, new_model
 from oodflow.training.objective import objective
 from oodflow.workflow.machine import kept_bytes, now, peak_memory
 
-__all__ = ["IMAGES", "PHASES", "TimedTraining"]
+__all__ = ["IMAGES", "PHASES", "TimedTraining", "noise_batches"]
 
 PHASES = ("data", "forward", "backward", "optimiser", "logging")
 
@@ -44,7 +44,7 @@ class TimedTraining:
         self._spent: dict[str, float] = defaultdict(float)
         # A report with every update returns to the caller after each; its cost is shared out.
         each = replace(experiment, optimisation=replace(experiment.optimisation, report_every=1))
-        inliers = _noise("inliers", experiment, device)
+        inliers = noise_batches("inliers", experiment, device)
         model, contrast = new_model(each, device), None
         # A single batch is enough for numbers that stay finite.
         first = inliers.at(0)
@@ -55,7 +55,7 @@ class TimedTraining:
         if form == "plain":
             nn.ModuleList(filter(None, (model, contrast))).to(memory_format=torch.contiguous_format)
         has_outliers = experiment.loss.outlier_loss != "none"
-        outliers = _noise("outliers", experiment, device) if has_outliers else None
+        outliers = noise_batches("outliers", experiment, device) if has_outliers else None
         self.trainer = Trainer(each, model, inliers, outliers, contrast, form, self._timed)
         self.images_per_update = inliers.batch_size * (1 + has_outliers)
         self._reports = self.trainer.run(self._on_step)
@@ -120,11 +120,16 @@ class TimedTraining:
         return list(self.trainer.optimiser_tensors().values())
 
 
-def _noise(name: str, experiment: Experiment, device: torch.device) -> Batches:
-    shape = (IMAGES, experiment.model.channels, 32, 32)
-    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator())
+def noise_batches(
+    name: str, experiment: Experiment, device: torch.device, count: int = IMAGES
+) -> Batches:
+    """Training batches of ``count`` images of noise, with labels of the experiment's classes."""
+    generator = torch.Generator()
+    shape = (count, experiment.model.channels, 32, 32)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    labels = torch.randint(max(experiment.model.classes, 1), (count,), generator=generator)
     return Batches(
-        Images(name, "train", pixels, None, ""),
+        Images(name, "train", pixels, labels, ""),
         experiment.optimisation.batch_size,
         seed=0,
         translate=3,
