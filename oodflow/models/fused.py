@@ -21,7 +21,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from oodflow.models.form import current_form
 from oodflow.models.layers import FlowStep, lu_product
@@ -30,6 +29,10 @@ from oodflow.models.precision import full_precision
 __all__ = ["fold"]
 
 Step = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+# What autograd itself calls.
+_CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
+_THRESHOLD_BACKWARD = torch.ops.aten.threshold_backward.grad_input
 
 
 def fold(steps: nn.ModuleList) -> tuple[Sequence[Step], Tensor | float]:
@@ -147,10 +150,11 @@ class _Step(torch.autograd.Function):
         return y, log_scale.sum((1, 2, 3))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, fixed, scale, hidden1, hidden2, *weights = ctx.saved_tensors
-        mixing, weight1, weight2, weight3 = weights
+        if torch.is_grad_enabled():
+            # What is done here in place has no derivative.
+            raise RuntimeError("a folded step of Glow has no second derivative; the plain form has")
+        x, y, fixed, scale, hidden1, hidden2, mixing, weight1, weight2, weight3 = ctx.saved_tensors
         grad_fixed, grad_moved = grad_y.chunk(2, dim=1)
         grad = torch.empty_like(y)
         first, second = grad.chunk(2, dim=1)
@@ -169,13 +173,13 @@ class _Step(torch.autograd.Function):
 
 def _relu_backward(grad: Tensor, output: Tensor) -> Tensor:
     """The gradient ahead of a ReLU, in place of the one behind it."""
-    return torch.ops.aten.threshold_backward.grad_input(grad, output, 0, grad_input=grad)
+    return _THRESHOLD_BACKWARD(grad, output, 0, grad_input=grad)
 
 
 def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, of_x: bool = True) -> list[Tensor]:
     """Gradients of x (if wanted), weight and bias of a convolution that keeps the image's size."""
     padding = [weight.shape[2] // 2] * 2
-    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward.default(
+    grad_x, grad_weight, _ = _CONVOLUTION_BACKWARD(
         grad, x, weight, None, [1, 1], padding, [1, 1], False, [0, 0], 1, [of_x, True, False]
     )
     # Summed here and not by the convolution: on CPUs that takes five times as long.

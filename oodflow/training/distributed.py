@@ -3,7 +3,7 @@
 Each process is a *rank*. All make the same joint batch, each takes its share of the images, and the
 weights stay alike because each update is made of the gradients of all. What a loss averages, it
 averages over the images of all ranks (:func:`mean`), so the numbers are those of one process with
-the joint batch. A gradient is the average of the ranks' own (:func:`average_gradients`).
+the joint batch. A gradient is the average of the ranks' own (:func:`average`).
 
 That is done by hand and not by ``DistributedDataParallel``. Its hooks expect from every rank one
 backward pass an update. Stabilisation (S4.3) computes an update a second time, skips it, or leaves
@@ -13,7 +13,7 @@ Dropout alone is not that of one process: each rank draws its own units.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from oodflow.errors import ResourceError, UserError
 
 __all__ = [
-    "average_gradients",
+    "average",
     "broadcast",
     "broadcast_module",
     "launched",
@@ -109,23 +109,11 @@ def mean(values: Tensor) -> Tensor:
     return values.sum() * (world() / count)
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Give every rank the average of the ranks' gradients; one that has none counts as zeros.
-
-    Gradients of one type travel together, as one tensor.
-    """
-    if world() == 1:
-        return
-    by_type: dict[torch.dtype, list[Tensor]] = {}
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        by_type.setdefault(parameter.dtype, []).append(parameter.grad)
-    for gradients in by_type.values():
-        summed = total(torch.cat([gradient.flatten() for gradient in gradients]))
-        parts = summed.div_(world()).split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view(gradient.shape))
+def average(values: Tensor) -> None:
+    """Put the average of the ranks' tensors in place of each of them."""
+    if world() > 1:
+        dist.all_reduce(values)
+        values.div_(world())
 
 
 @torch.no_grad()

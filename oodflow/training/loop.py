@@ -13,10 +13,16 @@ from oodflow.models.build import build_model
 from oodflow.models.form import computed_as
 from oodflow.models.likelihood import LikelihoodModel, bits_per_dimension
 from oodflow.models.precision import precision_context
-from oodflow.training.distributed import average_gradients, broadcast_module, rank, total, world
+from oodflow.training.distributed import average, broadcast_module, rank, total, world
 from oodflow.training.objective import Outcome, objective
-from oodflow.training.optimisers import learning_rate, make_optimiser
-from oodflow.training.stabilisation import gradients_finite
+from oodflow.training.optimisers import (
+    learning_rate,
+    make_optimiser,
+    restore_state,
+    state_tensors,
+)
+from oodflow.training.stabilisation import all_finite
+from oodflow.training.vector import ParameterVector
 
 __all__ = ["Report", "Trainer", "initialise", "new_model", "resolve_device"]
 
@@ -48,7 +54,7 @@ def new_model(experiment: Experiment, device: torch.device) -> LikelihoodModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
         model = build_model(experiment.model)
-    return model.to(device).to(memory_format=torch.channels_last)
+    return model.to(device)
 
 
 def initialise(model: LikelihoodModel, batches: Batches) -> None:
@@ -84,25 +90,18 @@ class Trainer:
         self.form = form
         self.timed = timed
         self.step = 0
-        self.optimiser = make_optimiser(experiment, model.parameters())
+        self.vector = ParameterVector(model.parameters())
+        sizes = self.vector.sizes if form == "plain" else ()
+        self.optimiser = make_optimiser(experiment, self.vector.chunks(sizes))
 
     def optimiser_tensors(self) -> dict[str, Tensor]:
         """The optimiser's state as named tensors: parameter's position, then the state's name."""
-        return {
-            f"{position}/{name}": value
-            for position, state in self.optimiser.state_dict()["state"].items()
-            for name, value in state.items()
-        }
+        return state_tensors(self.optimiser, self.vector)
 
     def restore(self, step: int, model: dict[str, Tensor], optimiser: dict[str, Tensor]) -> None:
         """Go back to a saved state; the next update is number ``step``."""
         self.model.load_state_dict(model)
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in optimiser.items():
-            position, _, name = key.partition("/")
-            state.setdefault(int(position), {})[name] = value
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        restore_state(self.optimiser, self.vector, optimiser)
         self.step = step
 
     def run(
@@ -161,7 +160,7 @@ class Trainer:
     ) -> Outcome:
         """The objective and its gradients; see there for ``finite``."""
         # First of all, so that old gradients and new activations never share the memory.
-        self.optimiser.zero_grad()
+        self.vector.clear()
         with self.timed("forward"), self._seeded_dropout():
             outcome = objective(
                 self.experiment, self.model, self.contrast, inliers, outliers, finite
@@ -171,7 +170,7 @@ class Trainer:
                 # A process whose images have all left takes part in the average alone.
                 if outcome.loss.requires_grad:
                     outcome.loss.backward()
-                average_gradients(self.model.parameters())
+                average(self.vector.gather())
         return outcome
 
     def _finite(self, outcome: Outcome) -> tuple[bool, bool]:
@@ -180,7 +179,7 @@ class Trainer:
         The one place of an update that waits for the device: by now all its work is queued.
         """
         with self.timed("backward"):
-            gradients = gradients_finite(self.model.parameters())
+            gradients = all_finite(self.vector.gradients)
             likelihoods = outcome.finite
             if likelihoods is None:
                 return True, bool(gradients)

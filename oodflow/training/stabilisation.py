@@ -5,15 +5,15 @@ Nothing is clipped: images leave, minibatches and updates are skipped, and each 
 processes decide together, on the images of all.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from oodflow.training.distributed import total
 
-__all__ = ["MAX_DROPPED", "StableLogProbs", "gradients_finite", "stable_log_probs"]
+__all__ = ["MAX_DROPPED", "StableLogProbs", "all_finite", "stable_log_probs"]
 
 MAX_DROPPED = 0.75
 """A minibatch that would lose more than this share of its images is skipped."""
@@ -72,7 +72,11 @@ def stable_log_probs(
     return StableLogProbs(values.split(left), masks, dropped)
 
 
-def gradients_finite(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Whether every gradient is finite, on the device: one reduction a tensor."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return torch.stack(torch._foreach_norm(gradients)).isfinite().all()
+def all_finite(values: Tensor) -> Tensor:
+    """Whether every number is finite, on the device: one pass that writes nothing.
+
+    >>> others = 2.0, float("nan"), -float("inf")
+    >>> [all_finite(torch.tensor([1.0, other])).item() for other in others]
+    [True, False, False]
+    """
+    return torch.stack(torch.aminmax(values)).isfinite().all()

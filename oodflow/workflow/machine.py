@@ -138,7 +138,7 @@ class _LiveStorages(TorchDispatchMode):
             if not isinstance(tensor, Tensor):
                 continue
             storage = tensor.untyped_storage()
-            place, size = storage.data_ptr(), storage.nbytes() if new else 0
+            place, size = storage._cdata, storage.nbytes() if new else 0
             if place not in self._known:
                 self._known.add(place)
                 self._used += size

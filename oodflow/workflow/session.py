@@ -88,7 +88,7 @@ class Session:
                 except UserError as error:
                     line = str(error).replace(str(path), f"checkpoints/{MODEL_FILE}")
                     raise UserError(f"run {run.run_id}: {line}") from error
-            model = model.to(self.device).to(memory_format=torch.channels_last).eval()
+            model = model.to(self.device).eval()
             self._models[run.run_id] = LoadedModel(run, model, experiment, digest)
         return self._models[run.run_id]
 

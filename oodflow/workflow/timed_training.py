@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from oodflow.data.batches import Batches
 from oodflow.data.images import Images
@@ -36,7 +36,6 @@ class TimedTraining:
     """Updates of an experiment's training in one form, on RGB or grey noise."""
 
     def __init__(self, experiment: Experiment, device: torch.device, form: str) -> None:
-        """The plain form has the plain layout of memory, too; all others are in channels_last."""
         self.experiment = experiment
         self.device = device
         self.seconds: list[dict[str, float]] = []
@@ -52,8 +51,6 @@ class TimedTraining:
         if experiment.loss.outlier_loss == "binary":
             contrast = new_model(each, device)
             contrast.load_state_dict(model.state_dict())
-        if form == "plain":
-            nn.ModuleList(filter(None, (model, contrast))).to(memory_format=torch.contiguous_format)
         has_outliers = experiment.loss.outlier_loss != "none"
         outliers = noise_batches("outliers", experiment, device) if has_outliers else None
         self.trainer = Trainer(each, model, inliers, outliers, contrast, form, self._timed)
@@ -86,8 +83,8 @@ class TimedTraining:
 
     def peak_bytes(self) -> int:
         """Bytes in use at the highest moment of an update, which is made for it."""
-        lasting = (*self._weights(), *self._optimiser_tensors())
-        self.trainer.optimiser.zero_grad()
+        lasting = (*self._weights(), *self._optimiser_tensors(), self.trainer.vector.gradients)
+        self.trainer.vector.clear()
         return sum(each.nbytes for each in lasting) + peak_memory(self.update, self.device)
 
     def traffic_bytes(self) -> int:

@@ -131,7 +131,7 @@ def test_images_do_not_influence_each_other(flow: Any) -> None:
 
 
 def test_the_layout_of_memory_changes_nothing(flow: Any) -> None:
-    """Training and evaluation keep the weights in channels_last."""
+    """Neither that of the images nor that of the weights."""
     images = random_images(3, flow)
     expected = flow(images, 0.5)
     flow.to(memory_format=torch.channels_last)

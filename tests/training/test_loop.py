@@ -12,7 +12,7 @@ from oodflow.experiment import Data, Experiment, Loss, Model, Optimisation
 from oodflow.models.form import FORMS
 from oodflow.models.glow import Glow
 from oodflow.models.likelihood import bits_per_dimension
-from oodflow.training import loop
+from oodflow.training import loop, vector
 from oodflow.training.checkpoint import STATE_FILE, TrainingState, load_training, save_training
 
 RAMPS = torch.arange(32)[:, None] * 3 + torch.arange(40)[:, None, None, None]
@@ -96,6 +96,23 @@ def test_a_run_continued_from_disk_ends_with_the_same_bits(tmp_path, stop: int) 
     second.restore(saved.step, saved.model, saved.optimiser)
     assert list(second.run()) == [report for report in expected if report.step > stop]
     for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+
+
+def test_an_optimisers_state_fits_the_parameters_and_any_chunks(monkeypatch) -> None:
+    first = trainer_for(experiment(6))
+    reports = first.run()
+    next(reports)
+    model = {name: tensor.clone() for name, tensor in first.model.state_dict().items()}
+    state = {name: tensor.clone() for name, tensor in first.optimiser_tensors().items()}
+    for position, parameter in enumerate(first.model.parameters()):
+        assert state[f"{position}/exp_avg"].shape == parameter.shape
+        assert state[f"{position}/step"].item() == 3
+    monkeypatch.setattr(vector, "CHUNK", 100)
+    second = trainer_for(experiment(6))
+    second.restore(3, model, state)
+    assert list(second.run()) == list(reports)
+    for name, value in first.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
 
 
