@@ -46,6 +46,7 @@ class Running:
     seeds: str = option("comma-separated; several make a parent run; auto: 1, for main 1,2,3")
     epochs: int = option("passes over the data, in place of steps; auto: from the preset")
     recompute: bool = option("compute activations twice and keep none: less memory, slower", False)
+    accumulate: int = option("equal parts of a batch, one after another: less memory", 1)
     device: str = option("cpu, cuda, cuda:1, …; auto: the first GPU, else the CPU")
     data_dir: str = option("folder of the datasets; auto: OODFLOW_DATA, else the user's cache")
 

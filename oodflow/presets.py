@@ -36,7 +36,7 @@ class Preset:
 
 QUICK_GLOW = Preset(
     depth=4, hidden=32, batch_size=64, lr=4e-3, finetune_lr=2e-3, weight_decay=5e-5,
-    warmup=50, report_every=50,
+    warmup=50, report_every=100,
     epochs=0, scratch_steps=1000, general_steps=1000, finetune_steps=300,
 )  # fmt: skip
 PAPER_GLOW = Preset(

@@ -64,6 +64,7 @@ def score_images(
     device: torch.device | str,
     batch_size: int = 250,
     seed: int = 0,
+    dequantised: bool = True,
     on_progress: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
     """Score uint8 images N×C×H×W in their order; one row an image, log p in nats.
@@ -73,6 +74,8 @@ def score_images(
     ``scaleS`` (Eq. 3); ``log_prob_dequantised`` with one sample of :func:`dequantisation_noise`
     (for BPD, S7.1); and ``predicted``, the likeliest class under a class-conditional model, int64.
     Log-likelihoods are float64; non-finite values stay as they are.
+
+    Without ``dequantised`` that column is not there, and the model runs once and not twice.
 
     ``device`` is where the model lives; ``on_progress`` gets the number of images
     done so far, as each batch is queued there. Raises UserError for images the model cannot take.
@@ -88,27 +91,28 @@ def score_images(
     if labels is not None and len(labels) != count:
         raise UserError(f"{count} images have {len(labels)} labels; give one label an image")
 
-    noise_free, dequantised = [], []
+    noisy = dequantised and model.uses_noise
+    clean_batches, noisy_batches = [], []
     predicted = []
     precision = precision_context("fp32", torch.device(device))
     with evaluation_mode(model), precision, torch.inference_mode():
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)
             images = pixels[start:stop].to(device, non_blocking=True)
-            noise_free.append(model(images, NOISE_FREE))
+            clean_batches.append(model(images, NOISE_FREE))
             if isinstance(model, ClassConditionalGlow):
                 predicted.append(model.class_log_probs(images, NOISE_FREE).argmax(1))
-            if model.uses_noise:
+            if noisy:
                 noise = dequantisation_noise(start, stop, model.image_shape, seed)
-                dequantised.append(model(images, noise.to(device, non_blocking=True)))
+                noisy_batches.append(model(images, noise.to(device, non_blocking=True)))
             if on_progress is not None:
                 on_progress(stop)
         # The device may still be computing: it is waited for here, once, not in every batch.
-        clean_values = torch.cat(noise_free)
-        noisy_values = torch.cat(dequantised) if model.uses_noise else clean_values
+        clean_values = torch.cat(clean_batches)
+        noisy_values = torch.cat(noisy_batches) if noisy else clean_values
         both = torch.stack([clean_values, noisy_values]).cpu()
     # Summed in float64 on the CPU: not every device has it, and it keeps Σ c_i = log p exactly.
-    clean, noisy = both.double().numpy()
+    clean, with_noise = both.double().numpy()
 
     given = np.full(count, -1) if labels is None else labels.cpu().numpy()
     columns = {
@@ -120,7 +124,9 @@ def score_images(
         columns |= {f"scale{i + 1}": clean[:, i] for i in range(model.scales)}
     if predicted:
         columns["predicted"] = torch.cat(predicted).cpu().numpy()
-    return pd.DataFrame(columns | {"log_prob_dequantised": noisy.sum(axis=1)})
+    if dequantised:
+        columns["log_prob_dequantised"] = with_noise.sum(axis=1)
+    return pd.DataFrame(columns)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

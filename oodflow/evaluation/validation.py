@@ -37,17 +37,17 @@ class Validation:
         self._sets = {"": own, **outliers}
         self._device = device
         self._general = {
-            name: self._score(general, images) if general else None
-            for name, images in self._sets.items()
+            name: self._score(general, name) if general else None for name in self._sets
         }
 
-    def _score(self, model: LikelihoodModel, images: Images) -> pd.DataFrame:
-        pixels = images.pixels[:VALIDATION_IMAGES]
-        return score_images(model, pixels, None, device=self._device)
+    def _score(self, model: LikelihoodModel, name: str) -> pd.DataFrame:
+        # Noise is for the BPD alone, which outliers do not have.
+        pixels = self._sets[name].pixels[:VALIDATION_IMAGES]
+        return score_images(model, pixels, None, device=self._device, dequantised=not name)
 
     def __call__(self, model: LikelihoodModel) -> dict[str, float]:
         """``valid/bpd`` and ``valid/auroc/<ood>/<score>`` of the model as it is now."""
-        tables = {name: self._score(model, images) for name, images in self._sets.items()}
+        tables = {name: self._score(model, name) for name in self._sets}
         metrics = {}
         if model.is_density:
             metrics["valid/bpd"] = bits_per_dimension_mean(tables[""], model.image_shape)

@@ -14,7 +14,7 @@ from oodflow.models.form import computed_as
 from oodflow.models.likelihood import LikelihoodModel, bits_per_dimension
 from oodflow.models.precision import precision_context
 from oodflow.training.distributed import average, broadcast_module, rank, total, world
-from oodflow.training.objective import Outcome, objective
+from oodflow.training.objective import Outcome, joint, objective
 from oodflow.training.optimisers import (
     learning_rate,
     make_optimiser,
@@ -75,11 +75,13 @@ class Trainer:
         outliers: Batches | None = None,
         contrast: LikelihoodModel | None = None,
         form: str = "fused",
+        parts: int = 1,
         timed: Callable[[str], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         """``outliers`` and the frozen ``contrast`` model serve the outlier loss.
 
         ``form`` is how the models are computed, one of :data:`oodflow.models.form.FORMS`.
+        A batch is computed in ``parts`` equal parts, one after another, which share the memory.
         ``timed(phase)`` is entered around data, forward, backward and optimiser of each update.
         """
         self.experiment = experiment
@@ -88,6 +90,7 @@ class Trainer:
         self.outliers = outliers
         self.contrast = contrast.eval().requires_grad_(False) if contrast else None
         self.form = form
+        self.parts = parts
         self.timed = timed
         self.step = 0
         self.vector = ParameterVector(model.parameters())
@@ -158,10 +161,42 @@ class Trainer:
     def _descend(
         self, inliers: Batch, outliers: Batch | None, finite: Tensor | None = None
     ) -> Outcome:
-        """The objective and its gradients; see there for ``finite``."""
+        """The objective and its gradients; see there for ``finite``.
+
+        As long as all images count as finite, equal parts of a batch have equal shares in every
+        mean. Otherwise they have not: then the batch is computed at once, which keeps little.
+        """
         # First of all, so that old gradients and new activations never share the memory.
         self.vector.clear()
-        with self.timed("forward"), self._seeded_dropout():
+        if self.parts == 1 or finite is not None:
+            with computed_as(self.form if self.parts == 1 else "recomputed"):
+                outcome = self._backward(inliers, outliers, finite)
+        else:
+            outcome = joint(
+                [
+                    self._backward(
+                        inliers.part(number, self.parts),
+                        outliers and outliers.part(number, self.parts),
+                        number=number,
+                    )
+                    for number in range(self.parts)
+                ]
+            )
+        if outcome.loss is not None:
+            with self.timed("backward"):
+                average(self.vector.gather())
+        return outcome
+
+    def _backward(
+        self,
+        inliers: Batch,
+        outliers: Batch | None,
+        finite: Tensor | None = None,
+        number: int = 0,
+    ) -> Outcome:
+        """The objective of a part, and its share of the gradients added to those that are there."""
+        share = 1.0 if finite is not None else 1 / self.parts
+        with self.timed("forward"), self._seeded_dropout(number):
             outcome = objective(
                 self.experiment, self.model, self.contrast, inliers, outliers, finite
             )
@@ -169,8 +204,7 @@ class Trainer:
             with self.timed("backward"):
                 # A process whose images have all left takes part in the average alone.
                 if outcome.loss.requires_grad:
-                    outcome.loss.backward()
-                average(self.vector.gather())
+                    (outcome.loss * share).backward()
         return outcome
 
     def _finite(self, outcome: Outcome) -> tuple[bool, bool]:
@@ -187,14 +221,18 @@ class Trainer:
             return tuple(both.tolist())
 
     @contextmanager
-    def _seeded_dropout(self) -> Iterator[None]:
-        """Dropout that, like all randomness, is a function of seed and position."""
+    def _seeded_dropout(self, number: int) -> Iterator[None]:
+        """Dropout that, like all randomness, is a function of seed and position.
+
+        Every process and every part of its batch draws its own units.
+        """
         if not self.experiment.model.dropout:
             yield
             return
         device = self.inliers.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            stream = f"dropout/{rank()}" if rank() else "dropout"
+            place = rank() * self.parts + number
+            stream = f"dropout/{place}" if place else "dropout"
             generator = step_generator(self.experiment.seed, stream, self.step)
             torch.manual_seed(generator.initial_seed())
             yield

@@ -6,7 +6,7 @@ Of several processes each has its part of the images, and of every mean (see the
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from oodflow.training.distributed import mean
 from oodflow.training.losses import classifier_loss, outlier_loss, wrong_class_loss
 from oodflow.training.stabilisation import StableLogProbs, stable_log_probs
 
-__all__ = ["Outcome", "objective"]
+__all__ = ["Outcome", "joint", "objective"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,28 @@ def objective(
     if isinstance(model, ClassConditionalGlow):
         return _class_likelihood(experiment.loss, model, contrast, inliers, outliers, finite)
     return _likelihood(experiment.loss, model, contrast, inliers, outliers, finite)
+
+
+def joint(outcomes: Sequence[Outcome]) -> Outcome:
+    """What a minibatch came to, from those of its equal parts, each with all of its images."""
+    losses, inliers, outliers, log_probs, terms = [], [], [], [], []
+    for each in outcomes:
+        if each.loss is None or each.finite is None or each.log_prob is None:
+            raise ValueError("a minibatch that is skipped or classified is not made of parts")
+        losses.append(each.loss.detach())
+        log_probs.append(each.log_prob.detach())
+        # The mask has the part's inliers, as many as likelihoods, and then its outliers.
+        inliers.append(each.finite[: len(each.log_prob)])
+        outliers.append(each.finite[len(each.log_prob) :])
+        if each.outlier_loss is not None:
+            terms.append(each.outlier_loss.detach())
+    return Outcome(
+        loss=torch.stack(losses).mean(),
+        dropped=0,
+        finite=torch.cat((*inliers, *outliers)),
+        log_prob=torch.cat(log_probs),
+        outlier_loss=torch.stack(terms).mean() if terms else None,
+    )
 
 
 def _stable(

@@ -16,7 +16,7 @@ from oodflow import console
 from oodflow.errors import UserError
 from oodflow.workflow.claims import PAUSE, InOtherHands, Sight, claimed, look
 from oodflow.workflow.costs import cost, duration, kind_of, known_costs, units
-from oodflow.workflow.session import Session, form_of
+from oodflow.workflow.session import Session, computing
 from oodflow.workflow.task_runs import (
     EACH_TIME,
     INTERRUPTED,
@@ -229,8 +229,8 @@ def _session_of(session: Session, task: Task) -> Session:
     The run that ``mlflow run`` has made becomes that of the report and of nothing else.
     """
     claimed = session.claimed if task.entry_point == "report" else ""
-    form = form_of(task.options)
-    return Session(session.store, session.data_dir, session.device, claimed, form)
+    how = computing(task.options)
+    return Session(session.store, session.data_dir, session.device, claimed, *how)
 
 
 def _run_ids(task: Task, outcomes: Mapping[str, Outcome]) -> dict[str, str]:

@@ -27,9 +27,9 @@ __all__ = [
     "Session",
     "available_device",
     "check_same_shape",
+    "computing",
     "dataset_use",
     "described",
-    "form_of",
     "open_session",
 ]
 
@@ -55,6 +55,8 @@ class Session:
     """The run that ``mlflow run`` made for this command, or ""."""
     form: str = "fused"
     """How models in training are computed, one of :data:`oodflow.models.form.FORMS`."""
+    parts: int = 1
+    """In how many parts a batch is computed."""
     _images: dict[tuple[str, str, int], Images] = field(default_factory=dict)
     _models: dict[str, LoadedModel] = field(default_factory=dict)
     _described: dict[str, Prepared] = field(default_factory=dict)
@@ -120,12 +122,12 @@ def open_session(given: Mapping[str, Any]) -> Session:
     data_dir = data_folder(given["data_dir"])
     if given["data_dir"] != "auto" and not data_dir.is_dir():
         raise UserError(f"no data folder at {data_dir}; make it, or leave data_dir out")
-    return Session(open_store(), data_dir, device, claimed_run(), form_of(given))
+    return Session(open_store(), data_dir, device, claimed_run(), *computing(given))
 
 
-def form_of(given: Mapping[str, Any]) -> str:
-    """How the options say that a model in training is computed."""
-    return "recomputed" if given.get("recompute") else "fused"
+def computing(given: Mapping[str, Any]) -> tuple[str, int]:
+    """Form and number of parts in which the options want a batch to be computed."""
+    return "recomputed" if given.get("recompute") else "fused", given.get("accumulate", 1)
 
 
 def available_device(name: str) -> torch.device:

@@ -53,7 +53,7 @@ class TimedTraining:
             contrast.load_state_dict(model.state_dict())
         has_outliers = experiment.loss.outlier_loss != "none"
         outliers = noise_batches("outliers", experiment, device) if has_outliers else None
-        self.trainer = Trainer(each, model, inliers, outliers, contrast, form, self._timed)
+        self.trainer = Trainer(each, model, inliers, outliers, contrast, form, timed=self._timed)
         self.images_per_update = inliers.batch_size * (1 + has_outliers)
         self._reports = self.trainer.run(self._on_step)
 

@@ -69,10 +69,10 @@ def scratch_plan(session: Session, given: Mapping[str, Any], seed: int) -> Plan:
             f"oodflow evaluate --general {given['model']}"
         )
     classifier = given["model"] == "wide-resnet"
-    if classifier and world() > 1:
+    if classifier and (world() > 1 or session.parts > 1):
         raise UserError(
-            "wide-resnet is trained in one process, since its batch normalisation is over the "
-            "whole batch; leave torchrun out"
+            "wide-resnet is trained in one process and one part, since its batch normalisation is "
+            "over the whole batch; leave torchrun and accumulate out"
         )
     default = "sketch-shapes" if classifier else "sketch-general"
     facts = lookup(default if given["dataset"] == AUTO else given["dataset"])

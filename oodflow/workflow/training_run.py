@@ -148,6 +148,14 @@ def batches_of(session: Session, experiment: Experiment, images: Images) -> Batc
     size = experiment.optimisation.batch_size
     if size < world():
         raise UserError(f"{world()} processes cannot share a batch of {size}; raise batch_size")
+    if session.parts < 1 or session.parts > 1 and size % (session.parts * world()):
+        raise UserError(
+            f"a batch of {size} for {world()} processes does not divide into {session.parts} equal "
+            "parts each; choose accumulate so that it does"
+            if world() > 1
+            else f"a batch of {size} does not divide into {session.parts} equal parts; "
+            "choose accumulate so that it does"
+        )
     facts = lookup(images.name)
     return Batches(
         images,
@@ -223,7 +231,7 @@ def new_trainer(
     contrast = session.model(plan.contrast).model if plan.contrast else None
     if plan.init:
         _start_from(model, session.model(plan.init).model)
-    return Trainer(plan.experiment, model, inliers, outliers, contrast, session.form)
+    return Trainer(plan.experiment, model, inliers, outliers, contrast, session.form, session.parts)
 
 
 def _start_from(model: LikelihoodModel, init: LikelihoodModel) -> None:

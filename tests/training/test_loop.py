@@ -14,6 +14,7 @@ from oodflow.models.glow import Glow
 from oodflow.models.likelihood import bits_per_dimension
 from oodflow.training import loop, vector
 from oodflow.training.checkpoint import STATE_FILE, TrainingState, load_training, save_training
+from oodflow.workflow.machine import peak_memory
 
 RAMPS = torch.arange(32)[:, None] * 3 + torch.arange(40)[:, None, None, None]
 NOISE = torch.randint(0, 8, (40, 1, 32, 32), generator=torch.Generator().manual_seed(0))
@@ -155,6 +156,34 @@ def test_every_form_has_the_loss_curve_and_the_weights_of_the_plain_one(outliers
         # Adamax divides by the gradient's size: where that is rounding, so is the whole update.
         assert float((found[form][1] - weights).abs().max()) < 8 * 1e-3 * 2
         assert float((found[form][1] - weights).norm() / weights.norm()) < 1e-4
+
+
+@pytest.mark.parametrize("loss", ["none", "binary", "margin"])
+def test_a_batch_in_parts_has_the_curve_of_the_whole_one(loss: str) -> None:
+    given = experiment(8, Loss(loss, "out", 1000.0, 6.0))
+    found = []
+    for parts in (1, 2, 8):
+        model, contrast = (loop.new_model(given, torch.device("cpu")).double() for _ in range(2))
+        loop.initialise(model, batches(1))
+        loop.initialise(contrast, batches(2))
+        others = (None, None)
+        if loss != "none":
+            others = (batches(2), contrast if loss == "binary" else None)
+        trainer = loop.Trainer(given, model, batches(1), *others, parts=parts)
+        found.append([value for each in trainer.run() for value in (each.bpd, each.outlier_loss)])
+    assert found[1] == pytest.approx(found[0], rel=1e-7)
+    assert found[2] == pytest.approx(found[0], rel=1e-7)
+    assert (found[0][1] > 0) == (loss != "none")
+
+
+def test_a_batch_in_parts_takes_the_memory_of_a_part() -> None:
+    def memory(parts: int) -> int:
+        trainer = loop.Trainer(experiment(2), Glow(1, depth=4, hidden=16), batches(), parts=parts)
+        next(trainer.run())
+        whole = batches().at(0)
+        return peak_memory(lambda: trainer._descend(whole, None), torch.device("cpu"))
+
+    assert memory(4) < 0.4 * memory(1)
 
 
 def test_a_bfloat16_run_changes_nothing_for_the_next_one() -> None:

@@ -99,9 +99,13 @@ def test_a_nan_or_infinite_number_is_seen_wherever_it_is(bad: float) -> None:
 
 
 def toy_run(
-    pixels: Tensor, loss: Loss, outliers: Tensor | None = None, contrast: Toy | None = None
+    pixels: Tensor,
+    loss: Loss,
+    outliers: Tensor | None = None,
+    contrast: Toy | None = None,
+    parts: int = 1,
 ) -> tuple[Toy, Report]:
-    """One update on all the images as one batch."""
+    """One update on all the images as one batch, computed in so many parts."""
     optimisation = Optimisation(1, len(pixels), 0.1, 0.0, 0, 1, "fp32")
     experiment = Experiment(Model(1, "glow", 1, 1), Data("x", 0), loss, optimisation, "", "", 0)
 
@@ -115,6 +119,7 @@ def toy_run(
         batches("in", pixels),
         batches("out", outliers) if outliers is not None else None,
         contrast,
+        parts=parts,
     )
     return model, next(trainer.run())
 
@@ -122,14 +127,15 @@ def toy_run(
 NONE = Loss("none", "", 0.0, 0.0)
 
 
+@pytest.mark.parametrize("parts", [1, 4])
 @pytest.mark.parametrize(
     ("marked", "dropped", "skipped", "moves"),
     [(0, 0, 0, True), (10, 10, 0, True), (16, 16, 1, False)],
 )
 def test_an_update_counts_what_left_and_what_was_skipped(
-    marked: int, dropped: int, skipped: int, moves: bool
+    marked: int, dropped: int, skipped: int, moves: bool, parts: int
 ) -> None:
-    model, report = toy_run(batch_with(marked, 20), NONE)
+    model, report = toy_run(batch_with(marked, 20), NONE, parts=parts)
     assert (report.dropped_images, report.skipped_batches) == (dropped, skipped)
     assert report.skipped_updates == 0
     # Adamax's first step has the size of the learning rate, downhill: −w·10 wants a smaller w.
@@ -154,11 +160,12 @@ def test_a_non_finite_gradient_skips_the_update_alone() -> None:
     assert model.weight.item() == 2.0
 
 
-def test_the_outlier_loss_is_over_the_images_kept() -> None:
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_the_outlier_loss_is_over_the_images_kept(parts: int) -> None:
     loss = Loss("binary", "out", 100.0, 50.0)
     contrast = Toy()
     outliers = batch_with(4, 8)
-    _, report = toy_run(batch_with(0, 8), loss, outliers, contrast)
+    _, report = toy_run(batch_with(0, 8), loss, outliers, contrast, parts)
     # Contrast and model are equal where both are finite: −λ log σ(0).
     assert report.outlier_loss == pytest.approx(50 * math.log(2), rel=1e-6)
     assert report.dropped_images == 4
