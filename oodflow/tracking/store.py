@@ -1,6 +1,7 @@
 """The MLflow store: where runs are kept, opened quietly and checked before any work is done."""
 
 import contextlib
+import fcntl
 import logging
 import os
 import sqlite3
@@ -19,6 +20,7 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
+from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from requests import RequestException
 
@@ -32,6 +34,7 @@ __all__ = [
     "Store",
     "answering",
     "cause",
+    "experiment_of",
     "impatient",
     "is_missing",
     "open_store",
@@ -87,23 +90,34 @@ def open_store(uri: str = "") -> Store:
     """
     uri = uri or tracking_uri()
     try:
-        with impatient():
-            _check_file(uri)
+        with impatient(), _alone(uri):
             client = MlflowClient(uri)
-            found = client.get_experiment_by_name(EXPERIMENT)
-            experiment_id = found.experiment_id if found else client.create_experiment(EXPERIMENT)
+            found = experiment_of(client)
     except Exception as error:
         scheme = urlparse(uri).scheme or "a path"
         raise UserError(
             f"no MLflow store answers at MLFLOW_TRACKING_URI={uri} ({scheme}); "
             "start it, or unset the variable to use ./mlflow.db"
         ) from error
-    if found and found.lifecycle_stage != "active":
+    if found.lifecycle_stage != "active":
         raise UserError(
             f"the MLflow experiment {EXPERIMENT!r} at {uri} is deleted; restore it with "
-            f"`mlflow experiments restore --experiment-id {experiment_id}`"
+            f"`mlflow experiments restore --experiment-id {found.experiment_id}`"
         )
-    return Store(client, uri, experiment_id)
+    return Store(client, uri, found.experiment_id)
+
+
+def experiment_of(client: MlflowClient) -> Experiment:
+    """The MLflow experiment of all runs, which is made where there is none."""
+    if found := client.get_experiment_by_name(EXPERIMENT):
+        return found
+    try:
+        return client.get_experiment(client.create_experiment(EXPERIMENT))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    # Another process was faster.
+    return experiment_of(client)
 
 
 @contextmanager
@@ -138,13 +152,26 @@ def cause(error: Exception) -> str:
     return textwrap.shorten(str(error), 160, placeholder=" …")
 
 
-def _check_file(uri: str) -> None:
-    """Open the database of an SQLite store once; mlflow would keep trying for minutes."""
-    if uri.startswith("sqlite:///"):
-        file = Path(uri.removeprefix("sqlite:///").partition("?")[0])
-        file.parent.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Keep other processes from an SQLite store while mlflow makes its tables, if it has to.
+
+    The database is opened once before: mlflow would keep trying for minutes.
+    """
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    file = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # The folder is locked, which needs no further file, and none of SQLite's own locks is touched.
+    handle = os.open(file.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
         with contextlib.closing(sqlite3.connect(file)) as database:
             database.execute("pragma schema_version")
+        yield
+    finally:
+        os.close(handle)
 
 
 def is_missing(error: MlflowException) -> bool:

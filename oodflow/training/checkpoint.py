@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -55,6 +55,8 @@ class TrainingState:
     step: int
     model: dict[str, Tensor]
     optimiser: dict[str, Tensor]
+    totals: dict[str, Tensor] = field(default_factory=dict)
+    """Sums since the last report; none right after it."""
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -168,6 +170,7 @@ def save_training(folder: Path, state: TrainingState, experiment: Experiment) ->
     """Write the state of a run under way into its folder; the one before it is kept as well."""
     tensors = {f"model/{name}": tensor for name, tensor in state.model.items()}
     tensors |= {f"optimiser/{name}": tensor for name, tensor in state.optimiser.items()}
+    tensors |= {f"totals/{name}": tensor for name, tensor in state.totals.items()}
     facts = {"spec": spec_hash(experiment), "step": str(state.step)}
     _save(folder / STATE_FILE, tensors, facts, folder / PREVIOUS_FILE)
 
@@ -177,7 +180,7 @@ def load_training(path: Path, experiment: Experiment) -> TrainingState:
     tensors, facts = _load(path)
     if facts.get("spec") != spec_hash(experiment):
         raise UserError(f"{path} belongs to another experiment; give it its own folder")
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimiser": {}}
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimiser": {}, "totals": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition("/")
         parts[part][rest] = tensor

@@ -1,6 +1,6 @@
-"""The training loop: batches in, reports out, resumable at every report (S4.1, S4.3)."""
+"""The training loop: batches in, reports out, resumable after every update (S4.1, S4.3)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from oodflow.models.build import build_model
 from oodflow.models.form import computed_as
 from oodflow.models.likelihood import LikelihoodModel, bits_per_dimension
 from oodflow.models.precision import precision_context
+from oodflow.training.checkpoint import TrainingState
 from oodflow.training.distributed import average, broadcast_module, rank, total, world
 from oodflow.training.objective import Outcome, joint, objective
 from oodflow.training.optimisers import (
@@ -93,6 +94,7 @@ class Trainer:
         self.parts = parts
         self.timed = timed
         self.step = 0
+        self._totals = self._new_totals()
         self.vector = ParameterVector(model.parameters())
         sizes = self.vector.sizes if form == "plain" else ()
         self.optimiser = make_optimiser(experiment, self.vector.chunks(sizes))
@@ -101,11 +103,21 @@ class Trainer:
         """The optimiser's state as named tensors: parameter's position, then the state's name."""
         return state_tensors(self.optimiser, self.vector)
 
-    def restore(self, step: int, model: dict[str, Tensor], optimiser: dict[str, Tensor]) -> None:
-        """Go back to a saved state; the next update is number ``step``."""
-        self.model.load_state_dict(model)
-        restore_state(self.optimiser, self.vector, optimiser)
-        self.step = step
+    def state(self) -> TrainingState:
+        """Where the training is, between two updates; its tensors are those that go on changing."""
+        totals = self._totals.tensors() if self._totals.updates else {}
+        return TrainingState(self.step, self.model.state_dict(), self.optimiser_tensors(), totals)
+
+    def restore(self, state: TrainingState) -> None:
+        """Go back to a saved state; the next update is number ``state.step``."""
+        self.model.load_state_dict(state.model)
+        restore_state(self.optimiser, self.vector, state.optimiser)
+        self.step = state.step
+        self._totals = self._new_totals()
+        self._totals.restore(state.totals)
+
+    def _new_totals(self) -> "_Totals":
+        return _Totals(self.inliers.device, self.model.image_shape)
 
     def run(
         self, on_step: Callable[[int, Callable[[], float]], None] | None = None
@@ -123,17 +135,18 @@ class Trainer:
         while self.step < settings.steps:
             next_report = (self.step // settings.report_every + 1) * settings.report_every
             end = min(next_report, settings.steps)
-            totals = _Totals(self.inliers.device, self.model.image_shape)
             while self.step < end:
                 precision = precision_context(settings.precision, self.inliers.device)
                 with precision, computed_as(self.form):
-                    self._update(totals)
+                    self._update()
                 self.step += 1
                 if on_step:
-                    on_step(self.step, totals.bpd)
-            yield totals.report(self.step)
+                    on_step(self.step, self._totals.bpd)
+            report = self._totals.report(self.step)
+            self._totals = self._new_totals()
+            yield report
 
-    def _update(self, totals: "_Totals") -> None:
+    def _update(self) -> None:
         """One update of the weights, unless S4.3 says to skip it."""
         with self.timed("data"):
             # Each process makes the whole batch, noise included, and takes its part of it.
@@ -146,11 +159,11 @@ class Trainer:
         if not likelihoods:
             outcome = self._descend(inliers, outliers, outcome.finite)
             gradients = outcome.loss is not None and self._finite(outcome)[1]
-        totals.count(outcome)
+        self._totals.count(outcome)
         if outcome.loss is None:
             return
         if not gradients:
-            totals.skipped_updates += 1
+            self._totals.skipped_updates += 1
             return
         with self.timed("optimiser"):
             rate = learning_rate(self.experiment, self.step, self.inliers.steps_per_pass)
@@ -245,10 +258,24 @@ class _Totals:
         zeros = torch.zeros(2, dtype=torch.float64, device=device)
         self.sums = {"log_prob": zeros, "outlier_loss": zeros.clone()}
         self.image_shape = image_shape
-        self.dropped_images = self.skipped_batches = self.skipped_updates = 0
+        self.updates = self.dropped_images = self.skipped_batches = self.skipped_updates = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them, to be kept in a checkpoint."""
+        counts = self.updates, self.dropped_images, self.skipped_batches, self.skipped_updates
+        return self.sums | {"counts": torch.tensor(counts)}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what :meth:`tensors` gave; from the beginning where there is nothing."""
+        if not tensors:
+            return
+        self.sums = {name: tensors[name].to(old.device) for name, old in self.sums.items()}
+        counts = tensors["counts"].tolist()
+        self.updates, self.dropped_images, self.skipped_batches, self.skipped_updates = counts
 
     def count(self, outcome: Outcome) -> None:
         """Add what one update came to."""
+        self.updates += 1
         self.dropped_images += outcome.dropped
         self.skipped_batches += outcome.loss is None
         for name, values in (

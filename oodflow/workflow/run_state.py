@@ -81,11 +81,14 @@ def reached(folder: Path, experiment: Experiment) -> tuple[TrainingState | None,
     """
     reports = read_reports(folder / JOURNAL_FILE)
     state, damage = newest_training(folder, experiment)
-    if state and state.step not in {report.step for report in reports}:
-        raise UserError(
-            f"{folder / JOURNAL_FILE} lacks the report of update {state.step}, the one of the "
-            f"checkpoint; remove {folder} to train the run from the beginning"
-        )
+    if state:
+        every, steps = experiment.optimisation.report_every, experiment.optimisation.steps
+        due = state.step if state.step == steps else state.step - state.step % every
+        if due and due not in {report.step for report in reports}:
+            raise UserError(
+                f"{folder / JOURNAL_FILE} lacks the report of update {due}, the last one before "
+                f"the checkpoint; remove {folder} to train the run from the beginning"
+            )
     return state, reports, damage
 
 

@@ -25,9 +25,10 @@ from oodflow.models.likelihood import LikelihoodModel
 from oodflow.tracking import runs
 from oodflow.tracking.delivery import delivering
 from oodflow.tracking.journal import JOURNAL_FILE, RECORD_FILE, append_report, tell, write_record
-from oodflow.training.checkpoint import TrainingState, save_model, save_training
+from oodflow.training.checkpoint import save_model, save_training
 from oodflow.training.distributed import broadcast, world
 from oodflow.training.loop import Report, Trainer, initialise, new_model
+from oodflow.workflow.checkpoints import Checkpoints
 from oodflow.workflow.own_run import ended_on_error
 from oodflow.workflow.run_state import (
     STATE_FOLDER,
@@ -179,18 +180,23 @@ def _train(
     if damage:
         console.say(f"{plan.name}: {damage}; goes back to the checkpoint before")
     if state:
-        trainer.restore(state.step, state.model, state.optimiser)
+        trainer.restore(state)
         console.say(f"{plan.name}: goes on at update {state.step} of {steps}")
     elif resumed:
         console.say(f"{plan.name}: run {run_id} has no checkpoint here, begins at the beginning")
     if not state and not plan.init:
         initialise(model, data.inliers)
+    checkpoints = Checkpoints(lambda: save_training(folder, trainer.state(), experiment))
+    every = experiment.optimisation.report_every
     with delivering(session.store, run_id, reports, resumed) as deliver:
-        with console.progress(plan.name, steps, trainer.step) as advance:
+        with console.progress(plan.name, steps, trainer.step) as advance, checkpoints:
 
             def on_step(step: int, bpd: Callable[[], float]) -> None:
                 epoch = 1 + (step - 1) // data.inliers.steps_per_pass
                 advance(step, lambda: f"epoch {epoch}  {bpd():.3f} bpd")
+                # With a report comes a checkpoint anyway.
+                if step % every and step < steps:
+                    checkpoints.between_updates()
 
             for report in trainer.run(on_step):
                 # After a kill between report and checkpoint the journal has this one already.
@@ -198,10 +204,7 @@ def _train(
                     metrics = report_metrics(report) | data.validation(model)
                     reports.append(append_report(folder / JOURNAL_FILE, report.step, metrics))
                     deliver(reports[-1])
-                tensors = trainer.optimiser_tensors()
-                save_training(
-                    folder, TrainingState(trainer.step, model.state_dict(), tensors), experiment
-                )
+                checkpoints.save()
         save_model(folder / WEIGHTS, model, experiment)
         _say_result(plan, [report.metrics for report in reports], steps)
 
@@ -218,7 +221,8 @@ def train_along(given: Mapping[str, Any]) -> None:
         session = session or open_session(given)
         trainer = new_trainer(session, plan, *_batches(session, plan.experiment))
         if state:
-            trainer.restore(state.step, state.model, state.optimiser)
+            # The sums of all processes are with the first one.
+            trainer.restore(dataclasses.replace(state, totals={}))
         for _ in trainer.run():
             pass
 

@@ -4,13 +4,15 @@ import http.server
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 
 import pytest
+from mlflow import MlflowClient
 
 from oodflow.errors import UserError
-from oodflow.tracking.store import EXPERIMENT, open_store, tracking_uri
+from oodflow.tracking.store import EXPERIMENT, experiment_of, open_store, tracking_uri
 
 
 @pytest.fixture
@@ -35,6 +37,36 @@ def test_a_new_store_gets_the_experiment_once(blank):
     assert first.experiment_id == second.experiment_id
     named = [each.name for each in first.client.search_experiments()]
     assert named.count(EXPERIMENT) == 1
+
+
+def test_processes_that_open_a_new_store_at_once_find_the_same_one(tmp_path):
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    code = (
+        f"from oodflow.tracking.store import open_store; print(open_store({uri!r}).experiment_id)"
+    )
+    opening = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    ids = [process.communicate(timeout=120)[0].strip() for process in opening]
+    assert [process.returncode for process in opening] == [0] * 4
+    assert len(set(ids)) == 1 and ids[0]
+
+
+def test_an_experiment_that_another_process_has_just_made_is_taken(blank):
+    class Late(MlflowClient):
+        """Looks for the experiment a moment too early, once."""
+
+        looked = False
+
+        def get_experiment_by_name(self, name):
+            if not self.looked:
+                self.looked = True
+                return None
+            return super().get_experiment_by_name(name)
+
+    store = blank.store()
+    assert experiment_of(Late(store.uri)).experiment_id == store.experiment_id
 
 
 def test_artifacts_stay_beside_the_store(blank):

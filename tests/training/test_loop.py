@@ -89,13 +89,34 @@ def test_a_run_continued_from_disk_ends_with_the_same_bits(tmp_path, stop: int) 
     for report in first.run():
         if report.step == stop:
             break
-    state = TrainingState(stop, first.model.state_dict(), first.optimiser_tensors())
-    save_training(tmp_path, state, experiment(11))
+    save_training(tmp_path, first.state(), experiment(11))
 
     second = trainer_for(experiment(11))
     saved = load_training(tmp_path / STATE_FILE, experiment(11))
-    second.restore(saved.step, saved.model, saved.optimiser)
+    second.restore(saved)
     assert list(second.run()) == [report for report in expected if report.step > stop]
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("stop", [1, 4, 6, 8])
+def test_a_run_continued_between_two_reports_makes_the_same_reports(tmp_path, stop: int) -> None:
+    """With images that leave and batches that are skipped: their counts go on as well."""
+    whole = trainer_for(experiment(9, lr=1.0))
+    expected = list(whole.run())
+    saved = []
+
+    def on_step(step: int, _: object) -> None:
+        if step == stop:
+            save_training(tmp_path, first.state(), experiment(9, lr=1.0))
+            saved.append(load_training(tmp_path / STATE_FILE, experiment(9, lr=1.0)))
+
+    first = trainer_for(experiment(9, lr=1.0))
+    list(first.run(on_step))
+    second = trainer_for(experiment(9, lr=1.0))
+    second.restore(saved[0])
+    assert str(list(second.run())) == str([each for each in expected if each.step >= stop])
+    assert any(each.dropped_images or each.skipped_updates for each in expected)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
 
@@ -111,7 +132,7 @@ def test_an_optimisers_state_fits_the_parameters_and_any_chunks(monkeypatch) -> 
         assert state[f"{position}/step"].item() == 3
     monkeypatch.setattr(vector, "CHUNK", 100)
     second = trainer_for(experiment(6))
-    second.restore(3, model, state)
+    second.restore(TrainingState(3, model, state))
     assert list(second.run()) == list(reports)
     for name, value in first.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name

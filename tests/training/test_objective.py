@@ -154,7 +154,7 @@ def test_dropout_is_a_function_of_seed_and_position() -> None:
         if stop:
             torch.manual_seed(99)
             second = Trainer(given, build_model(model), pixels)
-            second.restore(stop, first.model.state_dict(), first.optimiser_tensors())
+            second.restore(first.state())
             list(second.run())
             first = second
         runs.append(first.model.state_dict())

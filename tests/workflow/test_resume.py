@@ -210,6 +210,25 @@ def test_a_run_stopped_by_ctrl_c_is_resumed_to_the_same_numbers(
     assert not state_file(workspace)
 
 
+def test_a_job_that_is_terminated_between_two_reports_loses_no_update(blank_workspace, tmp_path):
+    words = [*TRAIN[: TRAIN.index("--steps")], "--steps", "400", "--report-every", "100"]
+    whole, ended = (blank_workspace.clone(tmp_path / name) for name in ("whole", "ended"))
+    assert whole.oodflow(*words).code == 0
+    moment = partial(has_done, 100)
+    code, err = stopped(ended, words, moment, signal.SIGTERM, delay=0.2)
+    assert code == 143
+    [line] = err.strip().splitlines()
+    assert line.startswith("error: ") and "--resume" in line
+    done = updates_done(ended)
+    assert 100 < done < 400 and done % 100
+    [run] = runs.find(ended.store(), {"seed": "7"})
+    assert run.status == "KILLED"
+    outcome = ended.oodflow(*words, "--resume")
+    assert outcome.code == 0, outcome.err
+    assert f"goes on at update {done} of 400" in outcome.out
+    assert_same(result(ended), result(whole))
+
+
 def test_a_run_whose_state_was_lost_is_trained_anew_to_the_same_numbers(
     interrupted, uninterrupted, tmp_path
 ):

@@ -1,0 +1,66 @@
+"""When a training under way is saved: with its reports, every ten minutes, and when it is ended."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Self
+
+from oodflow.training.distributed import world
+
+__all__ = ["INTERVAL", "Checkpoints"]
+
+INTERVAL = 600.0
+"""Seconds after which a training is saved though no report is due."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Checkpoints:
+    """As a context, lets the first SIGINT or SIGTERM wait until the training has been saved.
+
+    The second one acts at once. So does the first where several processes train together: they do
+    not hear it after the same update, and go back to the last checkpoint.
+    """
+
+    def __init__(self, save: Callable[[], None]) -> None:
+        """``save()`` writes the state between two updates."""
+        self._save = save
+        self._last = time.monotonic()
+        self._asked = 0
+
+    def __enter__(self) -> Self:
+        if world() == 1 and threading.current_thread() is threading.main_thread():
+            self._before = {each: signal.signal(each, self._ask) for each in SIGNALS}
+        else:
+            self._before = {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+        if self._asked:
+            signal.raise_signal(self._asked)
+
+    def save(self) -> None:
+        """Save now, and end the training if that was asked for."""
+        self._save()
+        self._last = time.monotonic()
+        if self._asked:
+            self._restore()
+            asked, self._asked = self._asked, 0
+            signal.raise_signal(asked)
+
+    def between_updates(self) -> None:
+        """Save if the training is to end, or if that was last done long ago."""
+        if self._asked or time.monotonic() - self._last > INTERVAL:
+            self.save()
+
+    def _ask(self, number: int, _: FrameType | None) -> None:
+        self._restore()
+        self._asked = number
+
+    def _restore(self) -> None:
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
+        self._before = {}

@@ -1,0 +1,64 @@
+"""Signals wait for a checkpoint once; long spans without a report have checkpoints too."""
+
+import os
+import signal
+
+import pytest
+
+from oodflow.workflow import checkpoints
+from oodflow.workflow.checkpoints import SIGNALS, Checkpoints
+
+
+@pytest.fixture(autouse=True)
+def handled(monkeypatch):
+    """Before and after each test both signals interrupt, as they do in the command line."""
+
+    def interrupt(number, _):
+        raise KeyboardInterrupt(number)
+
+    before = {each: signal.signal(each, interrupt) for each in SIGNALS}
+    yield interrupt
+    assert {signal.getsignal(each) for each in SIGNALS} == {interrupt}
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_waits_for_the_next_checkpoint(number):
+    saved = []
+    with pytest.raises(KeyboardInterrupt), Checkpoints(lambda: saved.append(1)) as made:
+        made.between_updates()
+        assert not saved
+        os.kill(os.getpid(), number)
+        made.between_updates()
+        pytest.fail("goes on after the checkpoint")
+    assert saved == [1]
+
+
+def test_the_second_signal_acts_at_once():
+    saved = []
+    with pytest.raises(KeyboardInterrupt), Checkpoints(lambda: saved.append(1)):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("still there")
+    assert not saved
+
+
+def test_a_signal_after_the_last_update_is_not_lost():
+    done = []
+    with pytest.raises(KeyboardInterrupt), Checkpoints(lambda: None):
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append(1)
+    assert done == [1]
+
+
+def test_a_training_without_reports_is_saved_every_ten_minutes(monkeypatch):
+    clock, saved = [0.0], []
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: clock[0])
+    with Checkpoints(lambda: saved.append(clock[0])) as made:
+        for minute in range(35):
+            clock[0] = 60.0 * minute
+            if minute == 5:
+                made.save()
+            made.between_updates()
+    assert saved == [300, 960, 1620]
