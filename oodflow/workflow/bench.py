@@ -79,6 +79,13 @@ class Bench:
     floor: Floor
     fraction_of_floor: float
     """Time of the floor over time of the update."""
+    report_ms: float
+    """A validation on five sets of 200 images, a line of the journal and a checkpoint; the least
+    of three."""
+    report_every: int
+    """Updates between two reports."""
+    epoch_overhead: float
+    """What its reports add to an epoch of 50 000 images, as a part of its updates."""
     paper_epochs: int
     paper_hours: float
     """A training on CIFAR10 of the paper's length at this rate, without its evaluations."""
@@ -114,6 +121,9 @@ def _rows(found: Bench) -> Iterator[tuple[str, str]]:
     rate = f"{floor.gb_per_second:.0f} GB/s"
     yield "floor by bandwidth", f"{floor.bandwidth_ms:.1f} ms: {floor.gb:.2f} GB at {rate}"
     yield "fraction of the floor", f"{100 * found.fraction_of_floor:.1f} %"
+    every = f"every {found.report_every} updates"
+    cost = f"{100 * found.epoch_overhead:.1f} % of an epoch"
+    yield "a report", f"{found.report_ms:.0f} ms {every}: {cost}"
     yield f"{found.paper_epochs} epochs of CIFAR10", duration(3600 * found.paper_hours)
     if found.eager:
         yield "an update, eager", _speed(found.eager)
@@ -140,6 +150,8 @@ def measure(given: Mapping[str, Any]) -> Bench:
     _take_turns(trainings, WARM_UP + chosen.steps)
     update, *others = (_update(each) for each in trainings)
     floor = _floor(trainings[0], *rates)
+    report_ms = 1e3 * min(trainings[0].report_seconds() for _ in range(3))
+    every = experiment.optimisation.report_every
     epochs = PRESETS[experiment.model.name, "paper"].epochs
     batch_size = experiment.optimisation.batch_size
     return Bench(
@@ -155,6 +167,9 @@ def measure(given: Mapping[str, Any]) -> Bench:
         update=update,
         floor=floor,
         fraction_of_floor=floor.ms / update.ms,
+        report_ms=report_ms,
+        report_every=every,
+        epoch_overhead=report_ms / (every * update.ms),
         paper_epochs=epochs,
         paper_hours=epochs * (IMAGES // batch_size) * update.ms / 3.6e6,
         eager=others[0] if others else None,

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from oodflow.data.batches import Batches
 from oodflow.data.images import Images
+from oodflow.evaluation.validation import VALIDATION_IMAGES, Validation
 from oodflow.experiment import Experiment
 from oodflow.models.form import computed_as
 from oodflow.models.precision import precision_context
 from oodflow.tracking.journal import append_report
+from oodflow.training.checkpoint import save_training
 from oodflow.training.loop import Trainer, new_model
 from oodflow.training.objective import objective
 from oodflow.workflow.machine import kept_bytes, now, peak_memory
@@ -81,6 +83,23 @@ class TimedTraining:
     def _on_step(self, step: int, bpd: Callable[[], float]) -> None:
         self._end = now(self.device)
 
+    def report_seconds(self) -> float:
+        """Seconds of a report: a validation on one own and four outlier sets, and what is saved.
+
+        CIFAR10 has so many outlier sets. The store is told in another thread.
+        """
+        trainer = self.trainer
+        own, *others = (
+            noise_images(f"set {i}", self.experiment, VALIDATION_IMAGES) for i in range(5)
+        )
+        validation = Validation(own, {each.name: each for each in others}, None, self.device)
+        begin = now(self.device)
+        metrics = validation(trainer.model)
+        with tempfile.TemporaryDirectory(prefix="oodflow-") as folder:
+            append_report(Path(folder) / "journal", trainer.step, metrics)
+            save_training(Path(folder), trainer.state(), self.experiment)
+            return now(self.device) - begin
+
     def peak_bytes(self) -> int:
         """Bytes in use at the highest moment of an update, which is made for it."""
         lasting = (*self._weights(), *self._optimiser_tensors(), self.trainer.vector.gradients)
@@ -117,16 +136,21 @@ class TimedTraining:
         return list(self.trainer.optimiser_tensors().values())
 
 
-def noise_batches(
-    name: str, experiment: Experiment, device: torch.device, count: int = IMAGES
-) -> Batches:
-    """Training batches of ``count`` images of noise, with labels of the experiment's classes."""
+def noise_images(name: str, experiment: Experiment, count: int) -> Images:
+    """So many images of noise, with labels of the experiment's classes."""
     generator = torch.Generator()
     shape = (count, experiment.model.channels, 32, 32)
     pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
     labels = torch.randint(max(experiment.model.classes, 1), (count,), generator=generator)
+    return Images(name, "train", pixels, labels, "")
+
+
+def noise_batches(
+    name: str, experiment: Experiment, device: torch.device, count: int = IMAGES
+) -> Batches:
+    """Training batches of ``count`` images of noise."""
     return Batches(
-        Images(name, "train", pixels, labels, ""),
+        noise_images(name, experiment, count),
         experiment.optimisation.batch_size,
         seed=0,
         translate=3,

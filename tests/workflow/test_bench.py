@@ -15,6 +15,7 @@ from oodflow.errors import UserError
 from oodflow.models.form import computed_as
 from oodflow.models.glow import Glow
 from oodflow.options import BENCH
+from oodflow.presets import PRESETS
 from oodflow.workflow.bench import measure
 from oodflow.workflow.machine import arithmetic, kept_bytes, matmul_peak, peak_memory
 
@@ -142,6 +143,9 @@ def test_figures_belong_together(found: dict[str, Any]) -> None:
     assert floor["bandwidth_ms"] == pytest.approx(1000 * floor["gb"] / floor["gb_per_second"])
     slowest = max(floor["arithmetic_ms"], floor["bandwidth_ms"])
     assert found["fraction_of_floor"] == pytest.approx(slowest / found["update"]["ms"])
+    between = found["report_every"] * found["update"]["ms"]
+    assert found["epoch_overhead"] == pytest.approx(found["report_ms"] / between)
+    assert found["report_every"] == PRESETS["glow", "quick"].report_every
     updates = 250 * (50_000 // 4)
     assert found["paper_hours"] == pytest.approx(updates * found["update"]["ms"] / 3.6e6)
     assert (found["loss"], found["precision"], found["batch_size"]) == ("binary", "bf16", 4)
