@@ -9,7 +9,7 @@ import hashlib
 import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from oodflow.models.likelihood import LikelihoodModel
 from oodflow.options import Tuning, pick, seed_list
 from oodflow.presets import OUTLIER_WEIGHTS
 from oodflow.tracking import runs
+from oodflow.tracking.delivery import delivering
+from oodflow.tracking.journal import Report
 from oodflow.tuning.figures import save_figures
 from oodflow.tuning.objective import (
     Pair,
@@ -193,7 +195,7 @@ def _job(session: Session, given: Mapping[str, Any], chosen: Tuning, pair: Pair,
     held_out = _part(other, slice(len(other.pixels) - count, None))
     judged = (_part(own, slice(count)), held_out)
     general = session.model(general_run).model
-    tables = tuple(_score(session, general, images) for images in judged)
+    tables = _scores(session, general, judged, with_bpd=True)
     return Job(
         pair,
         seed,
@@ -211,8 +213,20 @@ def _part(images: Images, which: slice) -> Images:
     return dataclasses.replace(images, pixels=images.pixels[which], labels=labels)
 
 
-def _score(session: Session, model: LikelihoodModel, images: Images) -> pd.DataFrame:
-    return score_images(model, images.pixels, images.labels, device=session.device)
+def _scores(
+    session: Session, model: LikelihoodModel, judged: Sequence[Images], with_bpd: bool
+) -> list[pd.DataFrame]:
+    """Score tables of in-distribution images and outliers; noise is for the BPD of the first."""
+    return [
+        score_images(
+            model,
+            images.pixels,
+            images.labels,
+            device=session.device,
+            dequantised=with_bpd and images is judged[0],
+        )
+        for images in judged
+    ]
 
 
 def _parent(session: Session, study: optuna.Study, plan: Plan, folder: Path) -> str:
@@ -288,11 +302,13 @@ class _Objective:
     ) -> float | tuple[float, float]:
         """Train all jobs; log and return the objective, with its constraints on the trial."""
         aurocs, costs, bpds = [], [], []
-        for number, job in enumerate(self.jobs):
-            value, bpd, cost = self._train(trial, run_id, job, self._plan(job, values), number)
-            aurocs.append(value)
-            bpds.append(bpd)
-            costs.append(cost)
+        with delivering(self.session.store, run_id, [], False) as deliver:
+            for number, job in enumerate(self.jobs):
+                plan = self._plan(job, values)
+                value, bpd, cost = self._train(trial, deliver, job, plan, number)
+                aurocs.append(value)
+                bpds.append(bpd)
+                costs.append(cost)
         # The worst training counts: a mean would hide one that was unstable.
         cost = Stability(
             max(each.dropped for each in costs),
@@ -321,7 +337,7 @@ class _Objective:
         return (auroc, bpd) if self.with_bpd else auroc
 
     def _train(
-        self, trial: Trial, run_id: str, job: Job, plan: Plan, number: int
+        self, trial: Trial, deliver: Callable[[Report], None], job: Job, plan: Plan, number: int
     ) -> tuple[float, float, Stability]:
         """Train-set AUROC, BPD and costs of one training; TrialPruned where it is given up."""
         trainer = new_trainer(self.session, plan, job.inliers, job.outliers)
@@ -332,7 +348,7 @@ class _Objective:
             lost = report.skipped_batches + report.skipped_updates
             dropped, skipped = dropped + report.dropped_images, skipped + lost
             at = number * steps + report.step
-            runs.log_metrics(self.session.store, run_id, report_metrics(report), at)
+            deliver(Report(at, int(time.time() * 1000), report_metrics(report)))
             if not math.isfinite(report.bpd) or lost == interval:
                 raise optuna.TrialPruned(f"diverged by update {report.step}")
             if not self.with_bpd:
@@ -350,7 +366,8 @@ class _Objective:
     def _auroc(self, model: LikelihoodModel, job: Job, limit: int) -> tuple[float, pd.DataFrame]:
         """Train-set AUROC on the first images, 0 for all, and the in-distribution table."""
         first = slice(limit or None)
-        tables = [_score(self.session, model, _part(images, first)) for images in job.judged]
+        parts = [_part(images, first) for images in job.judged]
+        tables = _scores(self.session, model, parts, with_bpd=not limit)
         model.train()
         general = [table[first] for table in job.general]
         return train_set_auroc(tables[0], tables[1], *general), tables[0]
