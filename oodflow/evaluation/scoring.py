@@ -64,6 +64,7 @@ def score_images(
     device: torch.device | str,
     batch_size: int = 250,
     seed: int = 0,
+    first: int = 0,
     dequantised: bool = True,
     on_progress: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
@@ -75,7 +76,9 @@ def score_images(
     (for BPD, S7.1); and ``predicted``, the likeliest class under a class-conditional model, int64.
     Log-likelihoods are float64; non-finite values stay as they are.
 
-    Without ``dequantised`` that column is not there, and the model runs once and not twice.
+    ``first`` is the ``index`` of the first image where they are a part of more; an image's noise
+    depends on it. Without ``dequantised`` that column is not there, and the model runs once and not
+    twice.
 
     ``device`` is where the model lives; ``on_progress`` gets the number of images
     done so far, as each batch is queued there. Raises UserError for images the model cannot take.
@@ -103,7 +106,7 @@ def score_images(
             if isinstance(model, ClassConditionalGlow):
                 predicted.append(model.class_log_probs(images, NOISE_FREE).argmax(1))
             if noisy:
-                noise = dequantisation_noise(start, stop, model.image_shape, seed)
+                noise = dequantisation_noise(first + start, first + stop, model.image_shape, seed)
                 noisy_batches.append(model(images, noise.to(device, non_blocking=True)))
             if on_progress is not None:
                 on_progress(stop)
@@ -116,7 +119,7 @@ def score_images(
 
     given = np.full(count, -1) if labels is None else labels.cpu().numpy()
     columns = {
-        "index": np.arange(count, dtype=np.int64),
+        "index": np.arange(first, first + count, dtype=np.int64),
         "label": given.astype(np.int64),
         "log_prob": clean.sum(axis=1),
     }

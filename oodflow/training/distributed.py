@@ -28,6 +28,7 @@ __all__ = [
     "average",
     "broadcast",
     "broadcast_module",
+    "gather",
     "launched",
     "mean",
     "process_group",
@@ -143,3 +144,20 @@ def broadcast(value: Any) -> Any:
             f"process {rank()} of the training ends, as the first one has; see what that one says"
         ) from error
     return values[0]
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all ranks in their order on rank 0, nothing on the others.
+
+    Raises ResourceError where a rank has ended instead.
+    """
+    if world() == 1:
+        return [value]
+    values = [None] * world() if rank() == 0 else None
+    try:
+        dist.gather_object(value, values, dst=0)
+    except RuntimeError as error:
+        raise ResourceError(
+            f"process {rank()} of the training ends, as another one has; see what that one says"
+        ) from error
+    return values or []

@@ -20,12 +20,12 @@ from oodflow.evaluation.scores import (
     clip_non_finite,
     compute_scores,
 )
-from oodflow.evaluation.scoring import score_images
 from oodflow.evaluation.tables import read_table, write_table
 from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
 from oodflow.workflow import results
 from oodflow.workflow.session import LoadedModel, Session, check_same_shape, dataset_use
+from oodflow.workflow.sharing import Scoring, score_together
 
 __all__ = [
     "EvaluationResult",
@@ -78,13 +78,7 @@ def score_table(
     check_same_shape(dataset, loaded.model.image_shape[0], f"the model of run {run.run_id}")
     count = len(images.pixels)
     with console.progress(f"{run.name}: scoring {slug}", count) as advance:
-        table = score_images(
-            loaded.model,
-            images.pixels,
-            images.labels,
-            device=session.device,
-            on_progress=advance,
-        )
+        table = score_together(session, Scoring(run, dataset, fold, limit), advance)
     with tempfile.TemporaryDirectory(prefix="oodflow-") as folder:
         write_table(table, Path(folder) / Path(path).name, facts=facts)
         runs.log_artifacts(session.store, run.run_id, Path(folder), "scores")

@@ -40,6 +40,7 @@ from oodflow.workflow.run_state import (
     state_elsewhere,
 )
 from oodflow.workflow.session import Session, check_same_shape, open_session
+from oodflow.workflow.sharing import Scoring, score_together
 from oodflow.workflow.training_plan import Plan, record_of, run_tags
 
 __all__ = [
@@ -210,15 +211,19 @@ def _train(
 
 
 def train_along(given: Mapping[str, Any]) -> None:
-    """What the processes but the first do: take part in each of its trainings, and nothing else.
+    """What the processes but the first do: take part in each of its trainings and scorings.
 
-    They learn from it what is trained and from where on, until it has no more for them. The runs,
-    what is kept of them, and all evaluation are its alone.
+    They learn from it what is trained and from where on, or what is scored, until it has no more
+    for them. The runs, what is kept of them, and all that is made of scores are its alone.
     """
     session: Session | None = None
-    for plan, state in iter(lambda: broadcast(None), None):
+    for work in iter(lambda: broadcast(None), None):
         # Not before: by now the first process has made the store and prepared the datasets.
         session = session or open_session(given)
+        if isinstance(work, Scoring):
+            score_together(session, work)
+            continue
+        plan, state = work
         trainer = new_trainer(session, plan, *_batches(session, plan.experiment))
         if state:
             # The sums of all processes are with the first one.

@@ -5,11 +5,16 @@ import subprocess
 import sys
 import time
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from oodflow.data.images import describe, images_of
+from oodflow.evaluation.scoring import score_images
+from oodflow.evaluation.tables import read_table
 from oodflow.tracking import runs
+from oodflow.training.checkpoint import load_model
 
 TINY = ("--depth", "1", "--hidden", "8", "--limit", "64", "--batch-size", "15", "--seeds", "7")
 TRAIN = ("train", "--dataset", "sketch-general", *TINY, "--steps", "120", "--report-every", "6")
@@ -86,6 +91,21 @@ def test_interrupted_and_resumed_under_torchrun_it_is_the_run_of_one_process(
         assert [step for step, _ in own_history[name]] == [step for step, _ in values]
         if not name.startswith("valid/auroc"):
             assert dict(own_history[name]) == pytest.approx(dict(values), rel=1e-4), name
+
+    assert_scored_as_by_one_process(two)
+
+
+def assert_scored_as_by_one_process(workspace) -> None:
+    """The run's score table is that of its weights, each image at its place and with its noise."""
+    store = workspace.store()
+    [run] = runs.find(store, {})
+    with runs.artifact(store, run.run_id, "scores/sketch-general-test.parquet") as path:
+        table, _ = read_table(path)
+    with runs.artifact(store, run.run_id, "checkpoints/model.safetensors") as path:
+        model, *_ = load_model(path)
+    images = images_of(describe("sketch-general", workspace.data), "test", 64)
+    expected = score_images(model, images.pixels, images.labels, device="cpu")
+    pd.testing.assert_frame_equal(table, expected, rtol=1e-6)
 
 
 def test_an_error_of_the_first_process_ends_the_others(blank):
