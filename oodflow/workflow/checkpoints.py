@@ -21,7 +21,8 @@ class Checkpoints:
     """As a context, lets the first SIGINT or SIGTERM wait until the training has been saved.
 
     The second one acts at once. So does the first where several processes train together: they do
-    not hear it after the same update, and go back to the last checkpoint.
+    not hear it after the same update, and each has sums of its own images. They have a checkpoint
+    with each report alone.
     """
 
     def __init__(self, save: Callable[[], None]) -> None:
@@ -53,7 +54,7 @@ class Checkpoints:
 
     def between_updates(self) -> None:
         """Save if the training is to end, or if that was last done long ago."""
-        if self._asked or time.monotonic() - self._last > INTERVAL:
+        if world() == 1 and (self._asked or time.monotonic() - self._last > INTERVAL):
             self.save()
 
     def _ask(self, number: int, _: FrameType | None) -> None:
