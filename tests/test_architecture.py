@@ -12,7 +12,7 @@ ROOT = Path(oodflow.__file__).parent
 
 # The ground floor first. Units of one floor know nothing of each other.
 FLOORS = (
-    {"errors"},
+    {"errors", "locks"},
     {"experiment"},
     {"options", "presets", "console"},
     {"data", "models"},

@@ -2,8 +2,8 @@
 
 ``run.json`` is what a store learns when a run begins, so that the run can be made anew in another
 one. ``journal.jsonl`` holds the reports of the training, one JSON line each, appended and synced
-when they are made. It is the one place that holds them: a checkpoint has weights, optimiser and
-position alone. A report is appended before the checkpoint of the same update is written, so that
+when they are made. It is the one place that holds them: a checkpoint has at most the sums for
+the next one. A report is appended before the checkpoint of the same update is written, so that
 the journal is never behind. Who goes on from an older checkpoint makes the same reports again, and
 those that are in the journal stay as they are.
 

@@ -1,7 +1,6 @@
 """The MLflow store: where runs are kept, opened quietly and checked before any work is done."""
 
 import contextlib
-import fcntl
 import logging
 import os
 import sqlite3
@@ -13,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from oodflow.errors import ResourceError, UserError
+from oodflow.locks import exclusively
 
 # Read by mlflow when it is imported; who wants its usage telemetry turns it on in the environment.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -163,15 +163,11 @@ def _alone(uri: str) -> Iterator[None]:
         return
     file = Path(uri.removeprefix("sqlite:///").partition("?")[0])
     file.parent.mkdir(parents=True, exist_ok=True)
-    # The folder is locked, which needs no further file, and none of SQLite's own locks is touched.
-    handle = os.open(file.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    # That of the folder needs no further file, and touches none of SQLite's own locks.
+    with exclusively(file.parent):
         with contextlib.closing(sqlite3.connect(file)) as database:
             database.execute("pragma schema_version")
         yield
-    finally:
-        os.close(handle)
 
 
 def is_missing(error: MlflowException) -> bool:

@@ -1,10 +1,11 @@
 """Checkpoints: weights and training state as safetensors, written atomically and verified.
 
 ``model.safetensors`` holds a model's weights and the experiment that made them;
-``training.safetensors`` holds weights, optimiser and position of a run under way, so that a resumed
-run goes on to the same numbers. Randomness needs no state of its own: it is a function of seed and
-position (see ``oodflow.data.batches``). The reports so far are in the run's journal, the one place
-for them. Both files carry a digest of their tensors, which loading verifies. Nothing is pickled.
+``training.safetensors`` holds weights, optimiser and position of a run under way, and between two
+reports the sums for the next one, so that a resumed run goes on to the same numbers. Randomness
+needs no state of its own: it is a function of seed and position (see ``oodflow.data.batches``). The
+reports so far are in the run's journal, the one place for them. Both files carry a digest of their
+tensors, which loading verifies. Nothing is pickled.
 
 The state before the newest one stays in ``training.previous.safetensors``: a file that was damaged
 costs the updates since then, not the training.

@@ -137,12 +137,8 @@ def broadcast(value: Any) -> Any:
     if world() == 1:
         return value
     values = [value]
-    try:
+    with _mourning("the first one"):
         dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
-    except RuntimeError as error:
-        raise ResourceError(
-            f"process {rank()} of the training ends, as the first one has; see what that one says"
-        ) from error
     return values[0]
 
 
@@ -154,10 +150,17 @@ def gather(value: Any) -> list[Any]:
     if world() == 1:
         return [value]
     values = [None] * world() if rank() == 0 else None
-    try:
+    with _mourning("another one"):
         dist.gather_object(value, values, dst=0)
+    return values or []
+
+
+@contextmanager
+def _mourning(who: str) -> Iterator[None]:
+    """What torch raises where another rank has ended becomes a line that says so."""
+    try:
+        yield
     except RuntimeError as error:
         raise ResourceError(
-            f"process {rank()} of the training ends, as another one has; see what that one says"
+            f"process {rank()} of the training ends, as {who} has; see what that one says"
         ) from error
-    return values or []

@@ -26,6 +26,11 @@ class ParameterVector:
         self.sizes = [-(-each.numel() // ALIGNED) * ALIGNED for each in self.parameters]
         self.values = self.parameters[0].detach().new_zeros(sum(self.sizes))
         self.gradients = torch.zeros_like(self.values)
+        # Made once: on a GPU each would be a kernel an update.
+        self._gaps = [
+            self.values.new_zeros(size - each.numel())
+            for size, each in zip(self.sizes, self.parameters, strict=True)
+        ]
         for parameter, part in zip(self.parameters, self.parts(self.values), strict=True):
             part.copy_(parameter.detach())
             parameter.data = part
@@ -65,10 +70,9 @@ class ParameterVector:
         [[[3.0, 4.0]], [1.0]]
         """
         pieces = []
-        for parameter, size in zip(self.parameters, self.sizes, strict=True):
+        for parameter, gap in zip(self.parameters, self._gaps, strict=True):
             gradient = parameter.grad
             if gradient is None:
                 gradient = torch.zeros_like(parameter)
-            pieces.append(gradient.flatten())
-            pieces.append(self.gradients.new_zeros(size - parameter.numel()))
+            pieces += [gradient.flatten(), gap]
         return torch.cat(pieces, out=self.gradients)

@@ -10,8 +10,7 @@ import hashlib
 import math
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +20,13 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from oodflow.errors import UserError
+from oodflow.locks import exclusively
 
 __all__ = [
     "Range",
     "best_trial",
     "counted",
     "feasible",
-    "locked",
     "open_study",
     "propose",
     "requeue",
@@ -86,7 +85,7 @@ def open_study(
     """
     maximize, minimize = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
     directions = [maximize, minimize] if multi_objective else [maximize]
-    with locked(lock):
+    with exclusively(lock):
         study = optuna.create_study(
             storage=_storage(address),
             study_name=name,
@@ -105,18 +104,6 @@ def open_study(
         if start and not study.get_trials(deepcopy=False):
             study.enqueue_trial(dict(start))
     return study
-
-
-@contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Wait for a lock file and hold it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(file, os.O_CREAT | os.O_RDWR)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def propose(trial: Trial, space: Mapping[str, Range]) -> dict[str, float]:
@@ -157,7 +144,7 @@ def run_trials(
     ``on_wait`` is called while other workers do the last ones. ``folder`` holds the locks.
     """
     while True:
-        with locked(folder / "lock"):
+        with exclusively(folder / "lock"):
             _retry_abandoned(study)
             # One look at all of them: a trial that ends between two looks would be in neither.
             states = [trial.state for trial in study.get_trials(deepcopy=False)]

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Self
+from typing import Any
 
 from oodflow.training.distributed import world
 
@@ -30,27 +30,22 @@ class Checkpoints:
         self._save = save
         self._last = time.monotonic()
         self._asked = 0
+        self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Checkpoints":
         if world() == 1 and threading.current_thread() is threading.main_thread():
             self._before = {each: signal.signal(each, self._ask) for each in SIGNALS}
-        else:
-            self._before = {}
         return self
 
     def __exit__(self, *_: object) -> None:
         self._restore()
-        if self._asked:
-            signal.raise_signal(self._asked)
+        self._pass_on()
 
     def save(self) -> None:
         """Save now, and end the training if that was asked for."""
         self._save()
         self._last = time.monotonic()
-        if self._asked:
-            self._restore()
-            asked, self._asked = self._asked, 0
-            signal.raise_signal(asked)
+        self._pass_on()
 
     def between_updates(self) -> None:
         """Save if the training is to end, or if that was last done long ago."""
@@ -60,6 +55,12 @@ class Checkpoints:
     def _ask(self, number: int, _: FrameType | None) -> None:
         self._restore()
         self._asked = number
+
+    def _pass_on(self) -> None:
+        """Let the signal that waits act as it would have done."""
+        asked, self._asked = self._asked, 0
+        if asked:
+            signal.raise_signal(asked)
 
     def _restore(self) -> None:
         for each, handler in self._before.items():

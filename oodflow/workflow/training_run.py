@@ -151,11 +151,9 @@ def batches_of(session: Session, experiment: Experiment, images: Images) -> Batc
     if size < world():
         raise UserError(f"{world()} processes cannot share a batch of {size}; raise batch_size")
     if session.parts < 1 or session.parts > 1 and size % (session.parts * world()):
+        each = f" for each of {world()} processes" if world() > 1 else ""
         raise UserError(
-            f"a batch of {size} for {world()} processes does not divide into {session.parts} equal "
-            "parts each; choose accumulate so that it does"
-            if world() > 1
-            else f"a batch of {size} does not divide into {session.parts} equal parts; "
+            f"a batch of {size} does not divide into {session.parts} equal parts{each}; "
             "choose accumulate so that it does"
         )
     facts = lookup(images.name)

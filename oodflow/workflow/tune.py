@@ -27,6 +27,7 @@ from oodflow.errors import UserError
 from oodflow.evaluation.scores import bits_per_dimension_mean
 from oodflow.evaluation.scoring import score_images
 from oodflow.experiment import AUTO, parameters, spec_hash
+from oodflow.locks import exclusively
 from oodflow.models.likelihood import LikelihoodModel
 from oodflow.options import Tuning, pick, seed_list
 from oodflow.presets import OUTLIER_WEIGHTS
@@ -47,7 +48,6 @@ from oodflow.tuning.study import (
     best_trial,
     counted,
     feasible,
-    locked,
     open_study,
     propose,
     requeue,
@@ -231,7 +231,7 @@ def _scores(
 
 def _parent(session: Session, study: optuna.Study, plan: Plan, folder: Path) -> str:
     """The study's MLflow run, the same for all its workers and after an interruption."""
-    with locked(folder / "lock"):
+    with exclusively(folder / "lock"):
         known = study.user_attrs.get("mlflow_run", "")
         if known:
             runs.reopen(session.store, runs.get(session.store, known).run_id)
