@@ -59,7 +59,13 @@ class Checkpoints:
     def _pass_on(self) -> None:
         """Let the signal that waits act as it would have done."""
         asked, self._asked = self._asked, 0
-        if asked:
+        if not asked:
+            return
+        handler = signal.getsignal(asked)
+        if callable(handler):
+            # Called and not raised: a Ray worker blocks SIGINT, and hears it from Ray alone.
+            handler(asked, None)
+        else:
             signal.raise_signal(asked)
 
     def _restore(self) -> None:

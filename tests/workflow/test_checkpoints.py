@@ -1,5 +1,6 @@
 """Signals wait for a checkpoint once; long spans without a report have checkpoints too."""
 
+import _thread
 import os
 import signal
 
@@ -32,6 +33,20 @@ def test_the_first_signal_waits_for_the_next_checkpoint(number):
         os.kill(os.getpid(), number)
         made.between_updates()
         pytest.fail("goes on after the checkpoint")
+    assert saved == [1]
+
+
+def test_a_signal_that_the_system_holds_back_waits_and_acts_all_the_same():
+    """As in a Ray worker, which blocks SIGINT and is interrupted from within."""
+    saved = []
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        with pytest.raises(KeyboardInterrupt), Checkpoints(lambda: saved.append(1)) as made:
+            _thread.interrupt_main(signal.SIGINT)
+            made.between_updates()
+            pytest.fail("goes on after the checkpoint")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     assert saved == [1]
 
 
