@@ -66,6 +66,7 @@ def score_images(
     seed: int = 0,
     first: int = 0,
     dequantised: bool = True,
+    precision: str = "fp32",
     on_progress: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
     """Score uint8 images N×C×H×W in their order; one row an image, log p in nats.
@@ -78,7 +79,8 @@ def score_images(
 
     ``first`` is the ``index`` of the first image where they are a part of more; an image's noise
     depends on it. Without ``dequantised`` that column is not there, and the model runs once and not
-    twice.
+    twice. ``precision`` is that of the networks, one of :data:`oodflow.experiment.PRECISIONS`;
+    validations use that of the training, final scores float32.
 
     ``device`` is where the model lives; ``on_progress`` gets the number of images
     done so far, as each batch is queued there. Raises UserError for images the model cannot take.
@@ -97,8 +99,8 @@ def score_images(
     noisy = dequantised and model.uses_noise
     clean_batches, noisy_batches = [], []
     predicted = []
-    precision = precision_context("fp32", torch.device(device))
-    with evaluation_mode(model), precision, torch.inference_mode():
+    arithmetic = precision_context(precision, torch.device(device))
+    with evaluation_mode(model), arithmetic, torch.inference_mode():
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)
             images = pixels[start:stop].to(device, non_blocking=True)

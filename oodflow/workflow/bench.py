@@ -80,7 +80,7 @@ class Bench:
     fraction_of_floor: float
     """Time of the floor over time of the update."""
     report_ms: float
-    """A validation on five sets of 200 images, a line of the journal and a checkpoint; the least
+    """A validation on five sets of images, a line of the journal and a checkpoint; the least
     of three."""
     report_every: int
     """Updates between two reports."""

@@ -92,7 +92,9 @@ class TimedTraining:
         own, *others = (
             noise_images(f"set {i}", self.experiment, VALIDATION_IMAGES) for i in range(5)
         )
-        validation = Validation(own, {each.name: each for each in others}, None, self.device)
+        precision = self.experiment.optimisation.precision
+        sets = {each.name: each for each in others}
+        validation = Validation(own, sets, None, self.device, precision)
         begin = now(self.device)
         metrics = validation(trainer.model)
         with tempfile.TemporaryDirectory(prefix="oodflow-") as folder:

@@ -129,7 +129,9 @@ class _Data:
             )
         inliers, outliers = _batches(session, experiment)
         images = session.images(facts.name, "test")
-        return _Data(inliers, outliers, Validation(images, oods, general, session.device))
+        precision = experiment.optimisation.precision
+        validation = Validation(images, oods, general, session.device, precision)
+        return _Data(inliers, outliers, validation)
 
 
 def _batches(session: Session, experiment: Experiment) -> tuple[Batches, Batches | None]:
