@@ -28,7 +28,7 @@ mlproject: .venv/ready
 	@echo "making .venv (once; about two minutes and 6 GB)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check \
-		-c constraints.txt -e '.[dev]'
+		-c constraints.txt --config-settings editable_mode=compat -e '.[dev]'
 	@touch $@
 
 clean:

@@ -7,31 +7,16 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import click
 
+from oodflow.commands import resolve
 from oodflow.errors import ResourceError, UserError
 from oodflow.experiment import AUTO, Option
 from oodflow.options import BENCH, ENTRY_POINTS, EntryPoint
 
 __all__ = ["cli", "main"]
-
-COMMANDS = {
-    "main": "oodflow.workflow.quickstart",
-    "train": "oodflow.workflow.train",
-    "finetune": "oodflow.workflow.finetune",
-    "evaluate": "oodflow.workflow.evaluate",
-    "tune": "oodflow.workflow.tune",
-    "analyse": "oodflow.workflow.analyse",
-    "report": "oodflow.workflow.report",
-    "reproduce": "oodflow.workflow.reproduce",
-    "bench": "oodflow.workflow.bench",
-}
-"""The module behind each entry point; its ``command`` takes the options as a mapping.
-
-What it returns is the exit code, None for 0."""
 
 EPILOG = """\b
 Examples:
@@ -86,7 +71,7 @@ def entry_point(name: str, entry: EntryPoint) -> click.Command:
     """The click command of one entry point."""
 
     def run(**given: Any) -> int | None:
-        return import_module(COMMANDS[name]).command(given)
+        return resolve(name)(given)
 
     return click.Command(
         name,
@@ -125,14 +110,14 @@ def runs() -> None:
 @click.option("--registered", is_flag=True, help="Only runs that reports may use.")
 def runs_list(**given: Any) -> None:
     """List runs, the newest first."""
-    import_module("oodflow.workflow.runs").list_command(given)
+    resolve("runs list")(given)
 
 
 @runs.command("show")
 @click.argument("run")
 def runs_show(run: str) -> None:
     """Show one run: tags, metrics, artifacts, and how to see it in the MLflow UI."""
-    import_module("oodflow.workflow.runs").show_command(run)
+    resolve("runs show")(run)
 
 
 data_dir = click.option("--data-dir", default=AUTO, show_default=True, help="Folder of the data.")
@@ -152,7 +137,7 @@ def runs_sync(**given: Any) -> int:
     Example:
       oodflow runs sync
     """
-    return import_module("oodflow.workflow.sync").command(given)
+    return resolve("runs sync")(given)
 
 
 @cli.group(cls=Group)
@@ -164,7 +149,7 @@ def datasets() -> None:
 @data_dir
 def datasets_list(data_dir: str) -> None:
     """List all datasets: role, sizes, present or not, where expected, how to get them."""
-    import_module("oodflow.workflow.datasets").list_command(data_dir)
+    resolve("datasets list")(data_dir)
 
 
 @datasets.command("prepare")
@@ -187,7 +172,7 @@ def datasets_prepare(**given: Any) -> None:
       oodflow datasets prepare tiny300k --from 300K_random_images.npy
       oodflow datasets prepare "folder:photos?resize=32&crop=32" --skip-broken
     """
-    import_module("oodflow.workflow.datasets").prepare_command(**given)
+    resolve("datasets prepare")(**given)
 
 
 @datasets.command("check")
@@ -196,7 +181,7 @@ def datasets_prepare(**given: Any) -> None:
 @data_dir
 def datasets_check(**given: Any) -> None:
     """Read a dataset through: counts, shapes, digest, mean and std, and a contact sheet."""
-    import_module("oodflow.workflow.datasets").check_command(**given)
+    resolve("datasets check")(**given)
 
 
 @cli.command()
@@ -215,7 +200,7 @@ def score(**given: Any) -> int:
     Example:
       oodflow score RUN_ID photos/ one.png --out scores.csv --resize
     """
-    return import_module("oodflow.workflow.score").command(**given)
+    return resolve("score")(**given)
 
 
 @cli.command("import-checkpoint")
@@ -238,7 +223,7 @@ def import_checkpoint(**given: Any) -> None:
     Example:
       oodflow import-checkpoint cifar10_glow.th --format authors --dataset cifar10
     """
-    import_module("oodflow.workflow.import_checkpoint").command(**given)
+    resolve("import-checkpoint")(**given)
 
 
 def main(arguments: list[str] | None = None) -> None:

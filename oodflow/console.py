@@ -1,5 +1,6 @@
 """What people see in the terminal: lines, a live progress bar, tables. Results go to stdout."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["error", "progress", "say", "show"]
+__all__ = ["duration", "error", "progress", "say", "show"]
 
 
 SECONDS_BETWEEN_DRAWINGS = 0.2
@@ -16,6 +17,15 @@ SECONDS_BETWEEN_DRAWINGS = 0.2
 
 WIDTH_WITHOUT_TERMINAL = 160
 """Columns in a log file, where nobody's window limits a table."""
+
+UNITS = (
+    ("ms", 1e-3, 1.0),
+    ("s", 1.0, 120.0),
+    ("min", 60.0, 7200.0),
+    ("h", 3600.0, 172_800.0),
+    ("days", 86_400.0, math.inf),
+)
+"""Unit, its seconds, and the duration from which on the next one is used."""
 
 
 def say(line: str) -> None:
@@ -79,3 +89,14 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[..., Non
             bar.update(task, completed=done, note=note(), rate=rate, total=total)
 
         yield advance
+
+
+def duration(seconds: float) -> str:
+    """A duration in words, to about two digits.
+
+    >>> [duration(seconds) for seconds in (0.0412, 8.2, 95, 4020, 4e5)]
+    ['41 ms', '8.2 s', '95 s', '67 min', '4.6 days']
+    """
+    unit, length = next((unit, length) for unit, length, end in UNITS if seconds < end)
+    amount = seconds / length
+    return f"{amount:.{int(amount < 9.95)}f} {unit}"

@@ -6,20 +6,23 @@ from pathlib import Path
 
 import pytest
 
-import oodflow
+from oodflow.commands import COMMANDS
 
-ROOT = Path(oodflow.__file__).parent
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("oodflow", "tuning", "reports")
 
 # The ground floor first. Units of one floor know nothing of each other.
 FLOORS = (
-    {"errors", "locks"},
-    {"experiment"},
+    {"errors", "files"},
+    {"experiment", "commands"},
     {"options", "presets", "console"},
     {"data", "models"},
     {"training", "evaluation", "foreign"},
     {"tracking"},
-    {"reports", "tuning"},
     {"workflow"},
+    {"bench"},
+    {"plans"},
+    {"tuning", "reports"},
     {"cli", "mlproject"},
     {"__main__"},
 )
@@ -27,17 +30,23 @@ FLOOR = {unit: number for number, units in enumerate(FLOORS) for unit in units}
 
 
 def module_name(file: Path) -> str:
-    parts = file.relative_to(ROOT.parent).with_suffix("").parts
+    parts = file.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-TREES = {module_name(file): ast.parse(file.read_text()) for file in sorted(ROOT.rglob("*.py"))}
+SOURCES = {
+    module_name(file): file.read_text()
+    for package in PACKAGES
+    for file in sorted((ROOT / package).rglob("*.py"))
+}
+TREES = {module: ast.parse(text) for module, text in SOURCES.items()}
 
 
 def imports(module: str) -> set[str]:
     """Full names of all modules that a module imports, anywhere in it, ours resolved to files.
 
-    A module named in a string is imported late (``import_module``) and counts as well.
+    A module named in a string is imported late (``import_module``) and counts as well; the
+    commands alone are resolved by their names when they are called.
     """
     found = set()
     for node in ast.walk(TREES[module]):
@@ -49,14 +58,17 @@ def imports(module: str) -> set[str]:
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
                 found.add(inner if inner in TREES else str(node.module))
-        elif isinstance(node, ast.Constant) and re.fullmatch(r"oodflow(\.\w+)+", str(node.value)):
-            found.add(node.value)
+        elif isinstance(node, ast.Constant) and re.fullmatch(
+            rf"({'|'.join(PACKAGES)})(\.\w+)+", str(node.value)
+        ):
+            found.add(str(node.value))
     return found
 
 
 def unit(module: str) -> str:
-    """The package or module directly below oodflow that a module belongs to."""
-    return module.split(".")[1]
+    """The package or module directly below oodflow that a module belongs to, or its package."""
+    package, *below = module.split(".")
+    return below[0] if package == "oodflow" and below else package
 
 
 MODULES = [module for module in TREES if module != "oodflow"]
@@ -80,9 +92,46 @@ def test_the_top_package_imports_nothing():
     assert not imports("oodflow")
 
 
+def test_every_command_is_a_function_of_a_module():
+    for place in COMMANDS.values():
+        module, function = place.split(":")
+        defined = {node.name for node in TREES[module].body if isinstance(node, ast.FunctionDef)}
+        assert function in defined
+
+
+def test_oodflow_imports_neither_tuning_nor_reports():
+    below = [module for module in MODULES if module.split(".")[0] == "oodflow"]
+    assert not {unit(name) for module in below for name in OWN[module]} & {"tuning", "reports"}
+
+
+def test_no_two_modules_share_a_name():
+    """But for the commands of packages, which are found by the names of these."""
+    names = [module.split(".")[-1] for module in MODULES]
+    twice = {name for name in names if names.count(name) > 1}
+    # A package is named for what it holds.
+    assert twice <= {"command"}
+
+
+def test_no_two_public_classes_share_a_name():
+    names = [
+        node.name
+        for tree in TREES.values()
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert len(names) == len(set(names)), {name for name in names if names.count(name) > 1}
+
+
+def test_no_room_holds_more_than_a_fifth_of_the_lines():
+    rooms: dict[str, int] = {}
+    for module, text in SOURCES.items():
+        rooms[unit(module)] = rooms.get(unit(module), 0) + len(text.splitlines())
+    assert max(rooms.values()) <= sum(rooms.values()) / 5, rooms
+
+
 def test_modules_named_in_imports_and_strings_exist():
     named = {(module, name) for module in TREES for name in imports(module)}
-    absent = [pair for pair in named if pair[1].split(".")[0] == "oodflow" and pair[1] not in TREES]
+    absent = [pair for pair in named if pair[1].split(".")[0] in PACKAGES and pair[1] not in TREES]
     assert not absent
 
 
@@ -112,16 +161,14 @@ def test_only_tracking_imports_mlflow():
     assert importers("mlflow") == {"tracking"}
 
 
-def test_only_tuning_and_its_command_import_optuna():
-    assert importers("optuna") == {"tuning", "workflow"}
-    named = {module for module in MODULES if "optuna" in {n.split(".")[0] for n in imports(module)}}
-    assert {module for module in named if unit(module) == "workflow"} == {"oodflow.workflow.tune"}
+def test_only_tuning_imports_optuna():
+    assert importers("optuna") == {"tuning"}
 
 
 def test_one_module_alone_imports_ray_and_only_when_it_is_needed():
     named = {module for module in MODULES if "ray" in {n.split(".")[0] for n in imports(module)}}
-    assert named == {"oodflow.workflow.ray_engine"}
-    at_once = TREES["oodflow.workflow.ray_engine"].body
+    assert named == {"oodflow.plans.ray_engine"}
+    at_once = TREES["oodflow.plans.ray_engine"].body
     assert not any(isinstance(node, ast.Import) and node.names[0].name == "ray" for node in at_once)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from oodflow.data.files import UnreadableImage, image_suffixes
+from oodflow.data.image_files import UnreadableImage, image_suffixes
 from oodflow.errors import UserError
 
 __all__ = ["Shelf", "is_image", "open_shelf", "walk"]

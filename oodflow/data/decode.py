@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from oodflow.data.archives import Shelf
-from oodflow.data.files import UnreadableImage, open_image
+from oodflow.data.image_files import UnreadableImage, open_image
 from oodflow.data.source import Piece, Request, to_grey
 
 __all__ = ["decode", "pieces"]

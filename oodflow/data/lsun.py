@@ -17,7 +17,7 @@ import numpy as np
 
 from oodflow.data.archives import Shelf
 from oodflow.data.decode import SIDE, pieces
-from oodflow.data.files import UnreadableImage
+from oodflow.data.image_files import UnreadableImage
 from oodflow.data.source import Fold, Piece, Raw, Request
 from oodflow.errors import UserError
 

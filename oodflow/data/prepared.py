@@ -7,14 +7,13 @@ data. Everything streams: the memory needed does not grow with the dataset.
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from oodflow.data.catalog import Dataset
 from oodflow.data.source import Fold, Piece, Raw
 from oodflow.errors import UserError
+from oodflow.files import exclusively
 
 __all__ = ["FoldFacts", "Prepared", "digest_of", "find", "keep"]
 
@@ -170,20 +170,16 @@ def keep(
 
 @contextmanager
 def _alone(target: Path) -> Iterator[None]:
-    """Only one process prepares a dataset at a time; the system ends the lock on any death."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(target.with_name(f".{target.name}.lock"), os.O_CREAT | os.O_RDWR)
-    except OSError as error:
-        raise UserError(
-            f"the data folder {target.parent} cannot be written ({error.strerror}); choose another "
-            "with data_dir or OODFLOW_DATA"
-        ) from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    """Only one process prepares a dataset at a time."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusively(target.with_name(f".{target.name}.lock")))
+        except OSError as error:
+            raise UserError(
+                f"the data folder {target.parent} cannot be written ({error.strerror}); choose "
+                "another with data_dir or OODFLOW_DATA"
+            ) from error
         yield
-    finally:
-        os.close(handle)
 
 
 def _write(

@@ -13,7 +13,7 @@ import numpy as np
 
 from oodflow.data.archives import Shelf, is_image, open_shelf
 from oodflow.data.decode import pieces
-from oodflow.data.files import UnreadableImage
+from oodflow.data.image_files import UnreadableImage
 from oodflow.data.source import Fold, Raw, Request
 from oodflow.errors import UserError
 

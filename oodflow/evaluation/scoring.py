@@ -1,4 +1,4 @@
-"""A model run over the images of a dataset: the score table (:mod:`oodflow.evaluation.tables`)."""
+"""A model run over the images of a dataset: the score table of `evaluation.score_table`."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -16,7 +16,7 @@ from oodflow import console
 from oodflow.errors import ResourceError
 from oodflow.tracking import runs
 from oodflow.tracking.journal import Report
-from oodflow.tracking.store import Store, cause, impatient
+from oodflow.tracking.store import Store, cause, failing_fast
 
 __all__ = ["Delivery", "delivering", "log_reports"]
 
@@ -115,7 +115,7 @@ def delivering(
     At the end the store has a minute for what has not arrived. Raises ResourceError where that is
     not enough.
     """
-    with impatient():
+    with failing_fast():
         delivery = Delivery(partial(log_reports, store, run_id), waiting, unclear)
         try:
             try:

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oodflow.errors import ResourceError, UserError
+from oodflow.files import sync_folder
 from oodflow.tracking import runs
 from oodflow.tracking.runs import DatasetUse
 from oodflow.tracking.store import Store
-from oodflow.training.checkpoint import sync_folder, write_atomically
+from oodflow.training.checkpoint import write_atomically
 
 __all__ = [
     "JOURNAL_FILE",

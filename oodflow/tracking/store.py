@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from oodflow.errors import ResourceError, UserError
-from oodflow.locks import exclusively
+from oodflow.files import exclusively
 
 # Read by mlflow when it is imported; who wants its usage telemetry turns it on in the environment.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -35,13 +35,13 @@ __all__ = [
     "answering",
     "cause",
     "experiment_of",
-    "impatient",
+    "failing_fast",
     "is_missing",
     "open_store",
     "tracking_uri",
 ]
 
-IMPATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+FAIL_FAST = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 """Instead of mlflow's 7 retries with growing pauses of 4 minutes, and its 120 seconds."""
 
 EXPERIMENT = "oodflow"
@@ -90,7 +90,7 @@ def open_store(uri: str = "") -> Store:
     """
     uri = uri or tracking_uri()
     try:
-        with impatient(), _alone(uri):
+        with failing_fast(), _alone(uri):
             client = MlflowClient(uri)
             found = experiment_of(client)
     except Exception as error:
@@ -121,13 +121,13 @@ def experiment_of(client: MlflowClient) -> Experiment:
 
 
 @contextmanager
-def impatient() -> Iterator[None]:
+def failing_fast() -> Iterator[None]:
     """Requests to a server fail within seconds: mlflow would repeat them for minutes.
 
     The bounds are environment variables that mlflow reads at each request, of whichever thread.
     """
-    before = {name: os.environ.get(name) for name in IMPATIENCE}
-    os.environ.update(IMPATIENCE)
+    before = {name: os.environ.get(name) for name in FAIL_FAST}
+    os.environ.update(FAIL_FAST)
     try:
         yield
     finally:

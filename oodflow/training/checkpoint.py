@@ -13,9 +13,7 @@ costs the updates since then, not the training.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from torch import Tensor
 
 from oodflow.errors import ResourceError, UserError
 from oodflow.experiment import Experiment, from_dict, spec_hash, to_dict
+from oodflow.files import replaced
 from oodflow.models.build import build_model
 from oodflow.models.likelihood import LikelihoodModel
 
@@ -39,7 +38,6 @@ __all__ = [
     "newest_training",
     "save_model",
     "save_training",
-    "sync_folder",
     "tensor_digest",
     "write_atomically",
 ]
@@ -71,36 +69,15 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def write_atomically(path: Path, content: bytes, previous: Path | None = None) -> None:
-    """Write and sync a sibling file, then rename it: the name holds the old content or the new.
+    """Write a file whole or not at all, see :func:`oodflow.files.replaced`.
 
-    The old content is then under the name ``previous``, where one is given; a crash between the
-    two renamings leaves it under that name alone. One process at a time writes to a name. Raises
-    ResourceError where the file cannot be written; the old one stays then.
+    Raises ResourceError where it cannot be written; the old one stays then.
     """
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if previous and path.exists():
-            path.replace(previous)
-        partial.replace(path)
-        sync_folder(path.parent)
+        with replaced(path, previous) as partial:
+            partial.write_bytes(content)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise ResourceError(f"cannot write {path}: {error.strerror}") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder last: a renaming is in memory alone until then."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _save(

@@ -15,7 +15,7 @@ from oodflow.models.likelihood import LikelihoodModel, bits_per_dimension
 from oodflow.models.precision import precision_context
 from oodflow.training.checkpoint import TrainingState
 from oodflow.training.distributed import average, broadcast_module, rank, total, world
-from oodflow.training.objective import Outcome, joint, objective
+from oodflow.training.minibatch_loss import BatchLoss, joint, objective
 from oodflow.training.optimisers import (
     learning_rate,
     make_optimiser,
@@ -25,14 +25,14 @@ from oodflow.training.optimisers import (
 from oodflow.training.stabilisation import all_finite
 from oodflow.training.vector import ParameterVector
 
-__all__ = ["Report", "Trainer", "initialise", "new_model", "resolve_device"]
+__all__ = ["TrainingReport", "Trainer", "initialise", "new_model", "resolve_device"]
 
 INITIALISATION_IMAGES = 704
 """Images in the one pass of data-dependent initialisation (authors: 11 batches of 64)."""
 
 
 @dataclass(frozen=True)
-class Report:
+class TrainingReport:
     """Means over the updates since the last report; ``step`` counts updates from the start."""
 
     step: int
@@ -121,7 +121,7 @@ class Trainer:
 
     def run(
         self, on_step: Callable[[int, Callable[[], float]], None] | None = None
-    ) -> Iterator[Report]:
+    ) -> Iterator[TrainingReport]:
         """Train to the end, one report every ``report_every`` updates and one at the end.
 
         ``on_step(step, bpd)`` is called after each update; ``bpd()`` copies the mean BPD since the
@@ -173,7 +173,7 @@ class Trainer:
 
     def _descend(
         self, inliers: Batch, outliers: Batch | None, finite: Tensor | None = None
-    ) -> Outcome:
+    ) -> BatchLoss:
         """The objective and its gradients; see there for ``finite``.
 
         As long as all images count as finite, equal parts of a batch have equal shares in every
@@ -206,7 +206,7 @@ class Trainer:
         outliers: Batch | None,
         finite: Tensor | None = None,
         number: int = 0,
-    ) -> Outcome:
+    ) -> BatchLoss:
         """The objective of a part, and its share of the gradients added to those that are there."""
         share = 1.0 if finite is not None else 1 / self.parts
         with self.timed("forward"), self._seeded_dropout(number):
@@ -220,7 +220,7 @@ class Trainer:
                     (outcome.loss * share).backward()
         return outcome
 
-    def _finite(self, outcome: Outcome) -> tuple[bool, bool]:
+    def _finite(self, outcome: BatchLoss) -> tuple[bool, bool]:
         """Whether all likelihoods and all gradients are finite.
 
         The one place of an update that waits for the device: by now all its work is queued.
@@ -273,7 +273,7 @@ class _Totals:
         counts = tensors["counts"].tolist()
         self.updates, self.dropped_images, self.skipped_batches, self.skipped_updates = counts
 
-    def count(self, outcome: Outcome) -> None:
+    def count(self, outcome: BatchLoss) -> None:
         """Add what one update came to."""
         self.updates += 1
         self.dropped_images += outcome.dropped
@@ -293,10 +293,10 @@ class _Totals:
     def bpd(self) -> float:
         return float(bits_per_dimension(self.mean("log_prob"), self.image_shape))
 
-    def report(self, step: int) -> Report:
+    def report(self, step: int) -> TrainingReport:
         """Of all processes together: the sums of each are over its own images."""
         self.sums = {name: total(sums) for name, sums in self.sums.items()}
-        return Report(
+        return TrainingReport(
             step=step,
             bpd=self.bpd(),
             outlier_loss=float(self.mean("outlier_loss").nan_to_num()),

@@ -17,10 +17,10 @@ from oodflow.data.catalog import slug_of
 from oodflow.errors import UserError, unknown_name
 from oodflow.experiment import AUTO
 from oodflow.options import Analysis, pick
-from oodflow.reports.registry import read_registry
 from oodflow.tracking import runs
+from oodflow.tracking.registry import read_registry
 from oodflow.tracking.runs import RunInfo
-from oodflow.workflow.analyses import ANALYSES, Task
+from oodflow.workflow.analyses import ANALYSES, AnalysisTask
 from oodflow.workflow.own_run import ended_on_error
 from oodflow.workflow.session import Session, dataset_use, open_session
 
@@ -98,7 +98,9 @@ def _targets(
     return found
 
 
-def _tasks(session: Session, run: RunInfo, chosen: Analysis, what: Sequence[str]) -> list[Task]:
+def _tasks(
+    session: Session, run: RunInfo, chosen: Analysis, what: Sequence[str]
+) -> list[AnalysisTask]:
     """The analyses of one run; UserError before any work where one of them cannot be made."""
     trained = run.tags.get("kind") in ("train", "finetune")
     if not trained or run.tags.get("role") != "in_distribution":
@@ -114,14 +116,14 @@ def _tasks(session: Session, run: RunInfo, chosen: Analysis, what: Sequence[str]
     return [ANALYSES[name](session, run, chosen) for name in what]
 
 
-def _known(session: Session, task: Task) -> str:
+def _known(session: Session, task: AnalysisTask) -> str:
     """The finished run of the same analysis, or ""."""
     tags = {"kind": "analyse", "analysed": task.run.run_id, "spec": task.spec, "registered": "true"}
     found = runs.find(session.store, tags, status="FINISHED")
     return found[0].run_id if found else ""
 
 
-def _record(session: Session, task: Task, parent: str = "", claimed: str = "") -> str:
+def _record(session: Session, task: AnalysisTask, parent: str = "", claimed: str = "") -> str:
     """Make an analysis that is not there yet, as a run; returns the run's id."""
     store, name = session.store, f"{task.analysis} of {task.run.name}"
     if known := _known(session, task):

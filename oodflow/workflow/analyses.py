@@ -32,10 +32,10 @@ from oodflow.models.likelihood import NOISE_FREE
 from oodflow.options import Analysis
 from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
-from oodflow.workflow.scoring import score_table
+from oodflow.workflow.evaluation_run import score_table
 from oodflow.workflow.session import LoadedModel, Session, check_same_shape
 
-__all__ = ["ANALYSES", "Findings", "Task"]
+__all__ = ["ANALYSES", "Findings", "AnalysisTask"]
 
 SCORES = ("raw", "diff", "last_scale")
 """Scores that are ranked and compared, where the model has them."""
@@ -62,7 +62,7 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class Task:
+class AnalysisTask:
     """One analysis of one model, not made yet."""
 
     analysis: str
@@ -123,7 +123,7 @@ def _spearman(first: np.ndarray, second: np.ndarray) -> float:
     return float(spearmanr(first, second).statistic)
 
 
-def fourier(session: Session, run: RunInfo, chosen: Analysis) -> Task:
+def fourier(session: Session, run: RunInfo, chosen: Analysis) -> AnalysisTask:
     """Spearman correlation of log p of mixed images with that of either donor (S3).
 
     Every test image of a set gives its amplitudes once and its phases once, to another image.
@@ -158,7 +158,7 @@ def fourier(session: Session, run: RunInfo, chosen: Analysis) -> Task:
         examples = donors | {"mixed": fourier_mix(**donors)}
         return Findings(metrics, {name: images.numpy() for name, images in examples.items()})
 
-    return Task("fourier", run, (session.model(run),), tuple(sets), measure)
+    return AnalysisTask("fourier", run, (session.model(run),), tuple(sets), measure)
 
 
 def _mixed_log_prob(
@@ -175,7 +175,7 @@ def _mixed_log_prob(
     return np.concatenate(values)
 
 
-def correlation(session: Session, run: RunInfo, chosen: Analysis) -> Task:
+def correlation(session: Session, run: RunInfo, chosen: Analysis) -> AnalysisTask:
     """Spearman correlation of log p with that of other families' models, and the general one.
 
     The other models are trained alike, and of each pair of families the first in the order of
@@ -200,7 +200,7 @@ def correlation(session: Session, run: RunInfo, chosen: Analysis) -> Task:
                 metrics[f"spearman/{slug_of(name)}/{other}"] = value
         return Findings(metrics)
 
-    return Task(
+    return AnalysisTask(
         "correlation",
         run,
         tuple(session.model(each) for each in (run, *others.values())),
@@ -225,7 +225,7 @@ def _later_families(session: Session, run: RunInfo) -> dict[str, RunInfo]:
     return {name: newest[name] for name in later if name in newest}
 
 
-def extremes(session: Session, run: RunInfo, chosen: Analysis) -> Task:
+def extremes(session: Session, run: RunInfo, chosen: Analysis) -> AnalysisTask:
     """The highest-scoring general images, of a random subset of the general set's training fold."""
     for name, value in {"top": chosen.top, "subset": chosen.subset}.items():
         if value < 1:
@@ -265,10 +265,10 @@ def extremes(session: Session, run: RunInfo, chosen: Analysis) -> Task:
 
     options = {"top": chosen.top, "subset": len(subset)}
     tags = {"general_run": general.run_id}
-    return Task("extremes", run, (loaded, contrast), (images,), measure, options, tags)
+    return AnalysisTask("extremes", run, (loaded, contrast), (images,), measure, options, tags)
 
 
-def folds(session: Session, run: RunInfo, chosen: Analysis) -> Task:
+def folds(session: Session, run: RunInfo, chosen: Analysis) -> AnalysisTask:
     """AUROC against the outlier test folds with inliers of the test and of the training fold (S6).
 
     As many training images as there are test images: the first ones.
@@ -303,10 +303,10 @@ def folds(session: Session, run: RunInfo, chosen: Analysis) -> Task:
 
     models = (session.model(run), *((session.model(general),) if general else ()))
     tags = {"general_run": general.run_id} if general else {}
-    return Task("folds", run, models, images, measure, tags=tags)
+    return AnalysisTask("folds", run, models, images, measure, tags=tags)
 
 
-ANALYSES: Mapping[str, Callable[[Session, RunInfo, Analysis], Task]] = {
+ANALYSES: Mapping[str, Callable[[Session, RunInfo, Analysis], AnalysisTask]] = {
     "fourier": fourier,
     "correlation": correlation,
     "extremes": extremes,

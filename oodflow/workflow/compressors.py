@@ -3,10 +3,10 @@
 from oodflow.experiment import Data, Experiment, Loss, Model, Optimisation
 from oodflow.models.build import build_model
 from oodflow.tracking import runs
+from oodflow.tracking.leases import leased_in_turn
 from oodflow.tracking.runs import RunInfo
-from oodflow.workflow.claims import claimed_in_turn
 from oodflow.workflow.session import Session
-from oodflow.workflow.training_plan import Plan, model_name, run_tags
+from oodflow.workflow.training_plan import TrainingPlan, model_name, run_tags
 from oodflow.workflow.training_run import keep_weights
 
 __all__ = ["compressor_run"]
@@ -19,13 +19,13 @@ def compressor_run(session: Session, codec: str, channels: int) -> RunInfo:
     experiment = Experiment(
         model, Data("", 0), Loss("none", "", 0.0, 0.0), optimisation, "scratch", "", seed=0
     )
-    plan = Plan("train", experiment, "general", "scratch")
+    plan = TrainingPlan("train", experiment, "general", "scratch")
     tags = run_tags(plan)
     wanted = {"spec": tags["spec"], "registered": "true"}
     if known := runs.find(session.store, wanted):
         return known[0]
     name = f"{codec} · {channels} channels"
-    with claimed_in_turn(session.store, tags["spec"], name):
+    with leased_in_turn(session.store, tags["spec"], name):
         # Whoever had it in hand before has made it.
         if known := runs.find(session.store, wanted):
             return known[0]

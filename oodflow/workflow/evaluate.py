@@ -12,8 +12,8 @@ from oodflow.tracking.runs import RunInfo
 from oodflow.workflow import results
 from oodflow.workflow.choose import diff_outlier_general, general_of, in_distribution_runs
 from oodflow.workflow.compressors import compressor_run
+from oodflow.workflow.evaluation_run import compare_run, evaluate_run
 from oodflow.workflow.own_run import ended_on_error
-from oodflow.workflow.scoring import compare_run, evaluate_run
 from oodflow.workflow.session import Session, open_session
 
 __all__ = ["command", "contrasts"]

@@ -12,7 +12,7 @@ from oodflow.tracking.runs import RunInfo
 from oodflow.workflow.choose import contrast_of, general_of, own_of, tuned
 from oodflow.workflow.session import Session, check_same_shape
 from oodflow.workflow.train import first_present, train_seeds, with_outliers
-from oodflow.workflow.training_plan import Plan
+from oodflow.workflow.training_plan import TrainingPlan
 
 __all__ = ["command", "finetune_plan"]
 
@@ -22,7 +22,7 @@ def command(given: Mapping[str, Any]) -> None:
     train_seeds(given, finetune_plan)
 
 
-def finetune_plan(session: Session, given: Mapping[str, Any], seed: int) -> Plan:
+def finetune_plan(session: Session, given: Mapping[str, Any], seed: int) -> TrainingPlan:
     """The plan of one finetuning, with its start and its contrast found in the registry.
 
     On a general dataset it makes the general model of Diff†: the outliers are in-distribution
@@ -82,7 +82,7 @@ def finetune_plan(session: Session, given: Mapping[str, Any], seed: int) -> Plan
         seed=seed,
     )
     start = "own" if init.tags.get("role") == "in_distribution" else "general"
-    return Plan("finetune", experiment, role, start, init, contrast, general, origins)
+    return TrainingPlan("finetune", experiment, role, start, init, contrast, general, origins)
 
 
 def _spec(run: RunInfo) -> str:

@@ -10,7 +10,7 @@ from oodflow.tracking import runs
 from oodflow.training.checkpoint import tensor_digest
 from oodflow.workflow.own_run import ended_on_error
 from oodflow.workflow.session import check_same_shape, open_session
-from oodflow.workflow.training_plan import Plan, model_name, run_tags
+from oodflow.workflow.training_plan import TrainingPlan, model_name, run_tags
 from oodflow.workflow.training_run import keep_weights
 
 __all__ = ["command"]
@@ -35,7 +35,7 @@ def command(file: str, format: str, dataset: str, role: str) -> None:
         "",
         seed=0,
     )
-    plan = Plan("train", experiment, role, "scratch")
+    plan = TrainingPlan("train", experiment, role, "scratch")
     tags = {**run_tags(plan), "imported_from": Path(file).name, "format": format}
     run_id = runs.start(store, f"{spec.name} · imported from {Path(file).name}", tags)
     with ended_on_error(store, run_id):

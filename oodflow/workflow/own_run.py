@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from oodflow.tracking import runs
-from oodflow.tracking.store import Store, impatient
+from oodflow.tracking.store import Store, failing_fast
 
 __all__ = ["claimed_run", "ended_on_error"]
 
@@ -23,6 +23,6 @@ def ended_on_error(store: Store, run_id: str) -> Iterator[None]:
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         # The store may be what failed. Then the run stays RUNNING in it, and the error is seen.
-        with impatient(), suppress(Exception):
+        with failing_fast(), suppress(Exception):
             runs.end(store, run_id, status)
         raise

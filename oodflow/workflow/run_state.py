@@ -1,6 +1,6 @@
 """What a run under way keeps on this machine, so that neither a crash nor a lost store costs it.
 
-``.oodflow/<run id>/`` in the working folder, in the hands of one process at a time (``lock``), has
+``.oodflow/<run id>/`` in the working folder, held by one process at a time (``lock``), has
 
 - ``run.json`` and ``journal.jsonl``: what the store learns of the run (oodflow.tracking.journal);
 - ``training.safetensors`` and the one before it (oodflow.training.checkpoint);
@@ -9,14 +9,13 @@
 The folder is removed when the run is evaluated and registered.
 """
 
-import fcntl
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from oodflow.errors import ResourceError, UserError
 from oodflow.experiment import Experiment
+from oodflow.files import STATE_FOLDER, exclusively
 from oodflow.tracking import runs
 from oodflow.tracking.journal import (
     JOURNAL_FILE,
@@ -28,34 +27,26 @@ from oodflow.tracking.journal import (
 from oodflow.tracking.store import Store, answering
 from oodflow.training.checkpoint import MODEL_FILE, TrainingState, load_model, newest_training
 
-__all__ = ["STATE_FOLDER", "WEIGHTS", "hand_over", "kept", "locked", "reached", "state_elsewhere"]
+__all__ = ["WEIGHTS", "deliver_weights", "keeping", "locked", "resume_point", "run_with_state"]
 
-STATE_FOLDER = Path(".oodflow")
 WEIGHTS = Path("checkpoints", MODEL_FILE)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[Path]:
     """The run's state folder, held by this process alone; the system frees it on any death."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
-    except OSError as error:
-        raise ResourceError(f"cannot write to {folder}: {error.strerror}") from error
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(exclusively(folder / "lock", wait=False))
         except BlockingIOError as error:
-            raise UserError(f"run {folder.name} is in the hands of another process") from error
+            raise UserError(f"run {folder.name} is being made by another process") from error
         except OSError as error:
-            raise ResourceError(f"cannot lock {folder}: {error.strerror}") from error
+            raise ResourceError(f"cannot write to {folder}: {error.strerror}") from error
         yield folder
-    finally:
-        os.close(handle)
 
 
 @contextmanager
-def kept(store: Store, folder: Path) -> Iterator[None]:
+def keeping(store: Store, folder: Path) -> Iterator[None]:
     """Say of a disk or a store that gave out what is kept of the run, and how it goes on."""
     try:
         with answering(store):
@@ -74,7 +65,9 @@ def kept(store: Store, folder: Path) -> Iterator[None]:
         raise ResourceError(f"{error}; {said}") from error
 
 
-def reached(folder: Path, experiment: Experiment) -> tuple[TrainingState | None, list[Report], str]:
+def resume_point(
+    folder: Path, experiment: Experiment
+) -> tuple[TrainingState | None, list[Report], str]:
     """Where a training goes on: its newest whole state, its reports, what is wrong with a newer.
 
     The state is None before the first checkpoint. Raises UserError where what is kept is damaged.
@@ -92,14 +85,14 @@ def reached(folder: Path, experiment: Experiment) -> tuple[TrainingState | None,
     return state, reports, damage
 
 
-def hand_over(store: Store, run_id: str, folder: Path) -> None:
+def deliver_weights(store: Store, run_id: str, folder: Path) -> None:
     """Put the weights in a folder under the run's ``checkpoints/``, their digest into its tags."""
     *_, digest = load_model(folder / WEIGHTS)
     runs.log_artifacts(store, run_id, (folder / WEIGHTS).parent, "checkpoints")
     runs.set_tags(store, run_id, {"weights": digest})
 
 
-def state_elsewhere(spec: str) -> str:
+def run_with_state(spec: str) -> str:
     """A run of the experiment with this hash that has its state here, or ""."""
     for file in sorted(STATE_FOLDER.glob(f"*/{RECORD_FILE}")):
         if read_record(file).tags["spec"] == spec:

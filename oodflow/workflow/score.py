@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from oodflow import console
-from oodflow.data.files import UnreadableImage, find_images, read_image
+from oodflow.data.image_files import UnreadableImage, find_images, read_image
 from oodflow.errors import UserError
 from oodflow.evaluation.scoring import score_images
 from oodflow.tracking import runs

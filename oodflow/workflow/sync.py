@@ -8,6 +8,7 @@ from typing import Any
 from oodflow import console
 from oodflow.data.catalog import lookup
 from oodflow.errors import UserError
+from oodflow.files import STATE_FOLDER
 from oodflow.tracking import runs
 from oodflow.tracking.delivery import log_reports
 from oodflow.tracking.journal import (
@@ -23,10 +24,10 @@ from oodflow.tracking.runs import RunInfo
 from oodflow.tracking.store import Store
 from oodflow.training.checkpoint import load_model
 from oodflow.workflow.own_run import ended_on_error
-from oodflow.workflow.run_state import STATE_FOLDER, WEIGHTS, hand_over, kept, locked
+from oodflow.workflow.run_state import WEIGHTS, deliver_weights, keeping, locked
 from oodflow.workflow.session import Session, open_session
 from oodflow.workflow.train import conclude
-from oodflow.workflow.training_plan import Plan
+from oodflow.workflow.training_plan import TrainingPlan
 
 __all__ = ["command", "sync"]
 
@@ -70,7 +71,7 @@ def sync(session: Session, run_id: str) -> str:
     store = session.store
     with locked(STATE_FOLDER / run_id) as folder:
         record = read_record(folder / RECORD_FILE)
-        with kept(store, folder):
+        with keeping(store, folder):
             known = runs.exists(store, run_id)
             if known and runs.get(store, run_id).registered:
                 shutil.rmtree(folder)
@@ -78,7 +79,7 @@ def sync(session: Session, run_id: str) -> str:
             new_id = run_id if known else make_anew(store, record)
         # From here on an interruption finds the new run by the name of the folder.
         folder = folder.rename(STATE_FOLDER / new_id)
-        with ended_on_error(store, new_id), kept(store, folder):
+        with ended_on_error(store, new_id), keeping(store, folder):
             return f"{record.name}: {_deliver(session, new_id, record, folder)}"
 
 
@@ -93,7 +94,7 @@ def _deliver(session: Session, run_id: str, record: Record, folder: Path) -> str
     if not (folder / WEIGHTS).exists():
         runs.end(store, run_id, "KILLED")
         return f"{done}; its training is not over: the same command with --resume goes on"
-    hand_over(store, run_id, folder)
+    deliver_weights(store, run_id, folder)
     dataset = lookup(record.tags["dataset"])
     if not session.present(dataset.name):
         runs.end(store, run_id, "KILLED")
@@ -106,12 +107,12 @@ def _deliver(session: Session, run_id: str, record: Record, folder: Path) -> str
     return f"{done} and its weights, is evaluated and registered"
 
 
-def _plan(store: Store, record: Record, folder: Path) -> Plan:
+def _plan(store: Store, record: Record, folder: Path) -> TrainingPlan:
     """As much of the run's plan as its evaluation needs."""
     _, experiment, _ = load_model(folder / WEIGHTS)
     tags = record.tags
     general = _general(store, record)
-    return Plan(tags["kind"], experiment, tags["role"], tags["init"], general=general)
+    return TrainingPlan(tags["kind"], experiment, tags["role"], tags["init"], general=general)
 
 
 def _general(store: Store, record: Record) -> RunInfo | None:

@@ -20,10 +20,10 @@ from oodflow.tracking.runs import RunInfo
 from oodflow.training.distributed import broadcast, process_group, rank, world
 from oodflow.workflow import results
 from oodflow.workflow.choose import diff_outlier_general, newest_general
+from oodflow.workflow.evaluation_run import describe_run, evaluate_run
 from oodflow.workflow.own_run import ended_on_error
-from oodflow.workflow.scoring import describe_run, evaluate_run
 from oodflow.workflow.session import Session, available_device, open_session
-from oodflow.workflow.training_plan import Plan, model_name
+from oodflow.workflow.training_plan import TrainingPlan, model_name
 from oodflow.workflow.training_run import train_along, train_run
 
 __all__ = [
@@ -44,7 +44,7 @@ def command(given: Mapping[str, Any]) -> None:
 
 
 def train_seeds(
-    given: Mapping[str, Any], plan_of: Callable[[Session, Mapping[str, Any], int], Plan]
+    given: Mapping[str, Any], plan_of: Callable[[Session, Mapping[str, Any], int], TrainingPlan]
 ) -> None:
     """Carry out the plan of each seed: in this process, or in those that ``torchrun`` started.
 
@@ -61,7 +61,7 @@ def train_seeds(
         broadcast(None)
 
 
-def scratch_plan(session: Session, given: Mapping[str, Any], seed: int) -> Plan:
+def scratch_plan(session: Session, given: Mapping[str, Any], seed: int) -> TrainingPlan:
     """The plan of one run from scratch."""
     if given["model"] in COMPRESSORS:
         raise UserError(
@@ -95,7 +95,7 @@ def scratch_plan(session: Session, given: Mapping[str, Any], seed: int) -> Plan:
     general = None
     if role == "in_distribution" and not classifier:
         general = newest_general(session.store, dataset, model)
-    return Plan("train", experiment, role, "scratch", general=general)
+    return TrainingPlan("train", experiment, role, "scratch", general=general)
 
 
 def first_present(session: Session, datasets: tuple[str, ...]) -> str:
@@ -112,7 +112,7 @@ def with_outliers(session: Session, loss: Loss, channels: int) -> Loss:
 
 
 def run_seeds(
-    session: Session, given: Mapping[str, Any], plan_of: Callable[[int], Plan]
+    session: Session, given: Mapping[str, Any], plan_of: Callable[[int], TrainingPlan]
 ) -> list[RunInfo]:
     """One run, or for several seeds a parent run with a nested run each and their statistics."""
     seeds = seed_list(given["seeds"])
@@ -142,7 +142,7 @@ def run_seeds(
     return finished
 
 
-def finish(session: Session, plan: Plan, *, resume: bool, parent: str = "") -> RunInfo:
+def finish(session: Session, plan: TrainingPlan, *, resume: bool, parent: str = "") -> RunInfo:
     """Train, evaluate, register and end one run."""
     run_id = train_run(
         session,
@@ -154,7 +154,7 @@ def finish(session: Session, plan: Plan, *, resume: bool, parent: str = "") -> R
     return runs.get(session.store, run_id)
 
 
-def conclude(session: Session, plan: Plan, run_id: str) -> None:
+def conclude(session: Session, plan: TrainingPlan, run_id: str) -> None:
     """Evaluate, register and end a run that has its weights."""
     run = runs.get(session.store, run_id)
     diff_outlier = (

@@ -10,11 +10,11 @@ from oodflow.tracking.journal import Record, new_record
 from oodflow.tracking.runs import RunInfo
 from oodflow.workflow.session import Session, dataset_use
 
-__all__ = ["Plan", "model_name", "record_of", "run_tags"]
+__all__ = ["TrainingPlan", "model_name", "record_of", "run_tags"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """An experiment and the runs it builds on."""
 
     kind: str
@@ -43,7 +43,7 @@ class Plan:
         return " · ".join([*words, f"seed {self.experiment.seed}"])
 
 
-def run_tags(plan: Plan) -> dict[str, str]:
+def run_tags(plan: TrainingPlan) -> dict[str, str]:
     """The contract's tags of a training run."""
     experiment = plan.experiment
     tags = {
@@ -65,7 +65,7 @@ def run_tags(plan: Plan) -> dict[str, str]:
     return tags | dict(plan.origins)
 
 
-def model_name(plan: Plan) -> str:
+def model_name(plan: TrainingPlan) -> str:
     """Name in the model registry; its versions are the seeds and repetitions."""
     words = ["oodflow", plan.experiment.model.name, slug_of(plan.experiment.data.dataset)]
     if plan.experiment.model.classes:
@@ -75,7 +75,7 @@ def model_name(plan: Plan) -> str:
     return "-".join(words)
 
 
-def record_of(session: Session, plan: Plan, parent: str) -> Record:
+def record_of(session: Session, plan: TrainingPlan, parent: str) -> Record:
     """What a store learns of the run; another one must be able to finish it."""
     general = plan.general
     return new_record(
@@ -89,7 +89,7 @@ def record_of(session: Session, plan: Plan, parent: str) -> Record:
     )
 
 
-def _datasets(session: Session, plan: Plan) -> list[runs.DatasetUse]:
+def _datasets(session: Session, plan: TrainingPlan) -> list[runs.DatasetUse]:
     """The training folds, for the run's inputs in MLflow."""
     uses = {
         "training": plan.experiment.data.dataset,

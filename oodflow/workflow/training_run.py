@@ -21,27 +21,27 @@ from oodflow.data.images import Images
 from oodflow.errors import UserError
 from oodflow.evaluation.validation import Validation
 from oodflow.experiment import Experiment
+from oodflow.files import STATE_FOLDER
 from oodflow.models.likelihood import LikelihoodModel
 from oodflow.tracking import runs
 from oodflow.tracking.delivery import delivering
 from oodflow.tracking.journal import JOURNAL_FILE, RECORD_FILE, append_report, tell, write_record
 from oodflow.training.checkpoint import save_model, save_training
 from oodflow.training.distributed import broadcast, world
-from oodflow.training.loop import Report, Trainer, initialise, new_model
-from oodflow.workflow.checkpoints import Checkpoints
+from oodflow.training.interruption import Checkpoints
+from oodflow.training.loop import Trainer, TrainingReport, initialise, new_model
 from oodflow.workflow.own_run import ended_on_error
 from oodflow.workflow.run_state import (
-    STATE_FOLDER,
     WEIGHTS,
-    hand_over,
-    kept,
+    deliver_weights,
+    keeping,
     locked,
-    reached,
-    state_elsewhere,
+    resume_point,
+    run_with_state,
 )
 from oodflow.workflow.session import Session, check_same_shape, open_session
 from oodflow.workflow.sharing import Scoring, score_together
-from oodflow.workflow.training_plan import Plan, record_of, run_tags
+from oodflow.workflow.training_plan import TrainingPlan, record_of, run_tags
 
 __all__ = [
     "batches_of",
@@ -55,7 +55,7 @@ __all__ = [
 
 def train_run(
     session: Session,
-    plan: Plan,
+    plan: TrainingPlan,
     *,
     resume: bool,
     parent: str = "",
@@ -77,7 +77,7 @@ def train_run(
     if previous:
         run_id = previous[0].run_id
     else:
-        if resume and (other := state_elsewhere(tags["spec"])):
+        if resume and (other := run_with_state(tags["spec"])):
             console.say(
                 f"{plan.name}: starts from the beginning, since run {other} is not in this store; "
                 f"`oodflow runs sync {other}` brings it here"
@@ -88,7 +88,7 @@ def train_run(
     with (
         locked(STATE_FOLDER / run_id) as folder,
         ended_on_error(store, run_id),
-        kept(store, folder),
+        keeping(store, folder),
     ):
         if not (previous and runs.get(store, run_id).registered):
             if previous:
@@ -100,7 +100,7 @@ def train_run(
             _train(session, plan, data, run_id, folder, resumed=bool(previous))
             # What the training held of the device is for the evaluation now.
             del data
-            hand_over(store, run_id, folder)
+            deliver_weights(store, run_id, folder)
             conclude(run_id)
         shutil.rmtree(folder)
     return run_id
@@ -113,7 +113,7 @@ class _Data:
     validation: Validation
 
     @staticmethod
-    def load(session: Session, plan: Plan) -> "_Data":
+    def load(session: Session, plan: TrainingPlan) -> "_Data":
         experiment = plan.experiment
         general = session.model(plan.general).model if plan.general else None
         facts = lookup(experiment.data.dataset)
@@ -170,11 +170,11 @@ def batches_of(session: Session, experiment: Experiment, images: Images) -> Batc
 
 
 def _train(
-    session: Session, plan: Plan, data: _Data, run_id: str, folder: Path, resumed: bool
+    session: Session, plan: TrainingPlan, data: _Data, run_id: str, folder: Path, resumed: bool
 ) -> None:
     """Train to the end, reports to the journal and its store, weights beside it."""
     experiment, steps = plan.experiment, plan.experiment.optimisation.steps
-    state, reports, damage = reached(folder, experiment)
+    state, reports, damage = resume_point(folder, experiment)
     broadcast((plan, state))
     trainer = new_trainer(session, plan, data.inliers, data.outliers)
     model = trainer.model
@@ -233,7 +233,7 @@ def train_along(given: Mapping[str, Any]) -> None:
 
 
 def new_trainer(
-    session: Session, plan: Plan, inliers: Batches, outliers: Batches | None
+    session: Session, plan: TrainingPlan, inliers: Batches, outliers: Batches | None
 ) -> Trainer:
     """The plan's model with the weights of its start, where it has one, ready to be trained."""
     model = new_model(plan.experiment, session.device)
@@ -250,7 +250,7 @@ def _start_from(model: LikelihoodModel, init: LikelihoodModel) -> None:
         raise UserError(f"the start does not fit the model: {[*missing, *unexpected][0]}")
 
 
-def report_metrics(report: Report) -> dict[str, float]:
+def report_metrics(report: TrainingReport) -> dict[str, float]:
     """``train/bpd``, ``train/outlier_loss``, … of a report."""
     values = dataclasses.asdict(report)
     del values["step"]
@@ -258,7 +258,7 @@ def report_metrics(report: Report) -> dict[str, float]:
     return {f"train/{name}": float(v) for name, v in values.items() if math.isfinite(v)}
 
 
-def _say_result(plan: Plan, reports: Sequence[Mapping[str, float]], updates: int) -> None:
+def _say_result(plan: TrainingPlan, reports: Sequence[Mapping[str, float]], updates: int) -> None:
     last = reports[-1]
     counts = {
         "images dropped": sum(report["train/dropped_images"] for report in reports),
@@ -280,4 +280,4 @@ def keep_weights(
     """Put the model's weights under the run's ``checkpoints/``, their digest into its tags."""
     with tempfile.TemporaryDirectory(prefix="oodflow-") as folder:
         save_model(Path(folder) / WEIGHTS, model, experiment)
-        hand_over(session.store, run_id, Path(folder))
+        deliver_weights(session.store, run_id, Path(folder))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from oodflow.data.archives import Shelf
 from oodflow.data.decode import decode, pieces
-from oodflow.data.files import UnreadableImage, find_images, read_image
+from oodflow.data.image_files import UnreadableImage, find_images, read_image
 from oodflow.data.source import Request
 from oodflow.errors import UserError
 

@@ -3,8 +3,8 @@
 import pytest
 from registered import PARAMS, add_general, add_run
 
-from oodflow.reports.claims import check_claims
-from oodflow.reports.registry import read_registry
+from oodflow.tracking.registry import read_registry
+from reports.claims import check_claims
 
 SCORES = ("raw", "last_scale", "diff", "diff_outlier")
 

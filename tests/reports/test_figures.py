@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 
-from oodflow.evaluation.figures import COLOURS
+from oodflow.evaluation.plots import COLOURS
 from oodflow.evaluation.scores import CLIP
-from oodflow.reports import curves as curves_module
-from oodflow.reports import figures, pictures, style
-from oodflow.reports.figures import (
+from reports import curves as curves_module
+from reports import overview, pictures, style
+from reports.overview import (
     SERIES,
     extremes_figure,
     fourier_figure,
@@ -638,6 +638,6 @@ def test_both_files_are_the_same_each_time(make, tmp_path):
 
 
 def test_pyplot_is_not_imported():
-    for module in (curves_module, figures, pictures, style):
+    for module in (curves_module, overview, pictures, style):
         source = inspect.getsource(module)
         assert not re.search(r"^\s*(from|import)\b.*pyplot", source, re.MULTILINE)

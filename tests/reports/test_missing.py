@@ -6,9 +6,9 @@ import pytest
 from registered import PARAMS, add_general, add_run
 
 from oodflow.options import ENTRY_POINTS
-from oodflow.reports.contents import all_tables
-from oodflow.reports.missing import missing_commands
-from oodflow.reports.registry import read_registry
+from oodflow.tracking.registry import read_registry
+from reports.contents import all_tables
+from reports.missing import missing_commands
 
 RAW = {"auroc/sketch-digits/raw": 0.5, "auroc/sketch-letters/raw": 0.5,
        "auroc/sketch-scenes/raw": 0.5, "bpd/sketch-shapes": 4.0}  # fmt: skip

@@ -11,11 +11,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from oodflow.reports.document import Claim, Document, Picture, RunLink
-from oodflow.reports.page import to_html
-from oodflow.reports.published import beside, published_table
-from oodflow.reports.render import cell_text
-from oodflow.reports.tables import (
+from reports.document import Claim, Document, Picture, RunLink
+from reports.page import to_html
+from reports.published import beside, published_table
+from reports.render import cell_text
+from reports.tables import (
     AUROC_PERCENT,
     BITS_PER_DIMENSION,
     Cell,

@@ -18,10 +18,10 @@ from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from oodflow.reports.document import Claim, Document, Picture, RunLink
-from oodflow.reports.layouts import detection_table
-from oodflow.reports.page import to_html
-from oodflow.reports.published import beside, published_table
+from reports.document import Claim, Document, Picture, RunLink
+from reports.layouts import detection_table
+from reports.page import to_html
+from reports.published import beside, published_table
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(

@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 import rich.console
 
-from oodflow.reports.layouts import bpd_table, detection_table
-from oodflow.reports.provenance import provenance, runs_behind
-from oodflow.reports.published import PAPER, PUBLISHED, beside, published_table
-from oodflow.reports.render import cell_text, to_csv, to_latex, to_markdown, to_rich
+from reports.layouts import bpd_table, detection_table
+from reports.provenance import provenance, runs_behind
+from reports.published import PAPER, PUBLISHED, beside, published_table
+from reports.render import cell_text, to_csv, to_latex, to_markdown, to_rich
 
 # Columns of the supplement's text, top to bottom, as its text version prints them.
 S2_ROWS = [

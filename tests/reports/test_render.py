@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 import rich.console
 
-from oodflow.reports.layouts import bpd_table, detection_table
-from oodflow.reports.render import to_csv, to_latex, to_markdown, to_rich
-from oodflow.reports.tables import AUROC_PERCENT, Cell, Row, Table
+from reports.layouts import bpd_table, detection_table
+from reports.render import to_csv, to_latex, to_markdown, to_rich
+from reports.tables import AUROC_PERCENT, Cell, Row, Table
 
 SCORES = {"Raw": "raw", "4×4": "last_scale", "Diff": "diff", "Diff†": "diff_outlier"}
 GROUPS = {

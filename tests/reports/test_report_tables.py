@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from oodflow.reports.layouts import bpd_table, detection_table
-from oodflow.reports.tables import Cell, Row
+from reports.layouts import bpd_table, detection_table
+from reports.tables import Cell, Row
 
 
 def detection_frame(seeds=(0, 1, 2), datasets=None) -> pd.DataFrame:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from oodflow.bench.machine import peak_memory
 from oodflow.data.batches import Batches
 from oodflow.data.images import Images
 from oodflow.experiment import Data, Experiment, Loss, Model, Optimisation
@@ -14,7 +15,6 @@ from oodflow.models.glow import Glow
 from oodflow.models.likelihood import bits_per_dimension
 from oodflow.training import loop, vector
 from oodflow.training.checkpoint import STATE_FILE, TrainingState, load_training, save_training
-from oodflow.workflow.machine import peak_memory
 
 RAMPS = torch.arange(32)[:, None] * 3 + torch.arange(40)[:, None, None, None]
 NOISE = torch.randint(0, 8, (40, 1, 32, 32), generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,7 @@ from oodflow.data.batches import Batches
 from oodflow.data.images import Images
 from oodflow.experiment import Data, Experiment, Loss, Model, Optimisation
 from oodflow.models.likelihood import LikelihoodModel
-from oodflow.training.loop import Report, Trainer
+from oodflow.training.loop import Trainer, TrainingReport
 from oodflow.training.stabilisation import StableLogProbs, all_finite, stable_log_probs
 
 INFINITE = 255
@@ -104,7 +104,7 @@ def toy_run(
     outliers: Tensor | None = None,
     contrast: Toy | None = None,
     parts: int = 1,
-) -> tuple[Toy, Report]:
+) -> tuple[Toy, TrainingReport]:
     """One update on all the images as one batch, computed in so many parts."""
     optimisation = Optimisation(1, len(pixels), 0.1, 0.0, 0, 1, "fp32")
     experiment = Experiment(Model(1, "glow", 1, 1), Data("x", 0), loss, optimisation, "", "", 0)

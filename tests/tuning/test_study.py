@@ -10,8 +10,8 @@ import pytest
 from optuna.trial import TrialState
 
 from oodflow.errors import UserError
-from oodflow.tuning.objective import Stability, StabilityBounds, parse_objective
-from oodflow.tuning.study import Range, best_trial, counted, open_study, propose, run_trials
+from tuning.objective import Stability, StabilityBounds, parse_objective
+from tuning.study import Range, best_trial, counted, open_study, propose, run_trials
 
 SPACE = {"temperature": Range(10.0, 1e5), "outlier_weight": Range(100.0, 1e6)}
 START = {"temperature": 1000.0, "outlier_weight": 6000.0}

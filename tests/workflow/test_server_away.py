@@ -16,7 +16,7 @@ TRAIN = ("train", "--dataset", "sketch-general", *OPTIONS, "--steps", "600", "--
 SHORT = {("oodflow.tracking.delivery", "LAST_WAIT"): 2.0}
 """The minute that the end of a training waits for the store, made shorter."""
 HASTY = {
-    ("oodflow.tracking.store", "IMPATIENCE"): {
+    ("oodflow.tracking.store", "FAIL_FAST"): {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "1",
     }

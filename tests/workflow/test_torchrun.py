@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from oodflow.data.images import describe, images_of
+from oodflow.evaluation.score_table import read_table
 from oodflow.evaluation.scoring import score_images
-from oodflow.evaluation.tables import read_table
 from oodflow.tracking import runs
 from oodflow.training.checkpoint import load_model
 

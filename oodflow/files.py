@@ -1,0 +1,78 @@
+"""Files that processes share: locks, files replaced as a whole, folders that are synced."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["STATE_FOLDER", "exclusively", "is_locked", "replaced", "sync_folder"]
+
+STATE_FOLDER = Path(".oodflow")
+"""In the working folder: what runs, studies and leases under way keep on this machine."""
+
+
+@contextmanager
+def exclusively(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a folder, or of a file, which is made where it is absent.
+
+    The system frees it on any death of its holder. Without ``wait``, BlockingIOError is raised at
+    once where another process holds it. Raises OSError where the file cannot be made.
+    """
+    if path.is_dir():
+        handle = os.open(path, os.O_RDONLY)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock of a file; OSError where there is no such file.
+
+    Several processes may ask at once.
+    """
+    handle = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+@contextmanager
+def replaced(path: Path, previous: Path | None = None) -> Iterator[Path]:
+    """Yield a sibling file to write; at the end it is synced and takes the place of ``path``.
+
+    So the name holds the old content or the new, never a part. The old content is then under the
+    name ``previous``, where one is given; a crash between the two renamings leaves it under that
+    name alone. An error leaves the old file as it is. One process at a time writes to a name.
+    Raises OSError where nothing can be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        if previous and path.exists():
+            path.replace(previous)
+        partial.replace(path)
+        sync_folder(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder last: a renaming is in memory alone until then."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,252 @@
+"""Carries out tasks, each after those it needs: finds what is there, does the rest, goes on.
+
+Who does a task are :class:`Workers`: this process, one task after the other, or processes anywhere
+(:mod:`oodflow.plans.ray_engine`). Any number of callers may carry out plans at the same time on
+one store: a task that another one has in hand is put off until that is over.
+"""
+
+import time
+import traceback
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from oodflow import console
+from oodflow.console import duration
+from oodflow.errors import UserError
+from oodflow.plans.costs import cost, kind_of, known_costs, units
+from oodflow.plans.task_runs import (
+    EACH_TIME,
+    INTERRUPTED,
+    MISSING,
+    THERE,
+    absent_datasets,
+    device_name,
+    identity,
+    locate,
+    run_task,
+)
+from oodflow.plans.tasks import SUBJECT, Task, with_runs
+from oodflow.tracking.leases import PAUSE, LeaseTaken, Sighting, leased, observe
+from oodflow.workflow.session import Session, computing
+
+__all__ = [
+    "ABSENT",
+    "FAILED",
+    "WAITING",
+    "Outcome",
+    "Workers",
+    "attempt",
+    "carry_out",
+    "in_this_process",
+    "look_up",
+    "survey",
+]
+
+WAITING, ABSENT, FAILED = "waiting", "absent", "failed"
+
+CLAIMED = "claimed"
+"""State of a task that somebody else has in hand: it is tried again, no plan ends with it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What there is of a task, or what has become of it."""
+
+    task: Task
+    state: str
+    """there, interrupted, missing, each time, waiting, absent, failed or claimed."""
+    run_id: str = ""
+    """Of a claimed task that of the claim."""
+    reason: str = ""
+    """One line that says why it is waiting, absent or failed, or missing and bound to fail.
+
+    Of a claimed task it says who has it, and of one that is there that somebody else has done it.
+    """
+    details: str = ""
+    """The traceback of a failure that is not the user's."""
+
+
+class Workers(Protocol):
+    """Who does tasks."""
+
+    @property
+    def size(self) -> int:
+        """How many tasks are done at once."""
+        ...
+
+    def begin(self, task: Task, outcomes: Mapping[str, Outcome]) -> None:
+        """Begin a task whose needs are there."""
+        ...
+
+    def over(self) -> list[Outcome]:
+        """What has become of tasks that are over now; waits for one, but not for long."""
+        ...
+
+
+def survey(session: Session, tasks: Iterable[Task]) -> dict[str, Outcome]:
+    """What there is of each task, by its name; nothing is trained."""
+    outcomes: dict[str, Outcome] = {}
+    for task in tasks:
+        outcomes[task.name] = look_up(session, task, outcomes)
+    return outcomes
+
+
+def look_up(session: Session, task: Task, outcomes: Mapping[str, Outcome]) -> Outcome:
+    """What there is of a task, given that of all those that it needs."""
+    absent = absent_datasets(session, task)
+    if absent:
+        reason = "; ".join(f"{name}: {how}" for name, how in absent.items())
+        return Outcome(task, ABSENT, reason=reason)
+    lacking = [name for name in task.needs.values() if outcomes[name].state != THERE]
+    if lacking:
+        return Outcome(task, WAITING, reason=f"builds on {', '.join(dict.fromkeys(lacking))}")
+    try:
+        found = locate(_session_of(session, task), with_runs(task, _run_ids(task, outcomes)))
+    except Exception as error:
+        # Whoever does the task meets the error again, and reports it as its failure.
+        return Outcome(task, MISSING, reason=_one_line(error))
+    return Outcome(task, found.state, found.run_id)
+
+
+def attempt(session: Session, task: Task, outcomes: Mapping[str, Outcome]) -> Outcome:
+    """Do a task whose needs are there; any failure but an interruption is an outcome too."""
+    try:
+        return _done(session, task, outcomes)
+    except UserError as error:
+        return Outcome(task, FAILED, reason=_one_line(error))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {_one_line(error)}"
+        return Outcome(task, FAILED, reason=reason, details=traceback.format_exc())
+
+
+@dataclass
+class _ThisProcess:
+    """Does one task at a time, while it is begun."""
+
+    session: Session
+    keep_going: bool
+    size: int = 1
+    _done: list[Outcome] = field(default_factory=list)
+
+    def begin(self, task: Task, outcomes: Mapping[str, Outcome]) -> None:
+        do = attempt if self.keep_going else _done
+        self._done.append(do(self.session, task, outcomes))
+
+    def over(self) -> list[Outcome]:
+        return [self._done.pop()]
+
+
+@contextmanager
+def in_this_process(session: Session, *, keep_going: bool = True) -> Iterator[Workers]:
+    """This process as the only worker; without ``keep_going`` a failure is raised."""
+    yield _ThisProcess(session, keep_going)
+
+
+def carry_out(
+    session: Session,
+    tasks: Sequence[Task],
+    workers: Workers,
+    wanted: Collection[str] | None = None,
+) -> dict[str, Outcome]:
+    """Do the tasks that are not there yet, in their order; what has become of each, by its name.
+
+    Of all tasks only the ``wanted`` ones are done, by their names. The failure of a task keeps
+    those from being done that build on it.
+    """
+    outcomes = survey(session, tasks)
+    known = known_costs(session.store, device_name(session.device))
+    chosen = [task for task in tasks if wanted is None or task.name in wanted]
+    places = {task.name: f"[{n}/{len(chosen)}]" for n, task in enumerate(chosen, 1)}
+    # What was there is there; the rest may change by what is done meanwhile, here or elsewhere.
+    left = {task.name: task for task in chosen if outcomes[task.name].state != THERE}
+    if len(left) < len(chosen):
+        console.say(f"{len(chosen) - len(left)} of {len(chosen)} tasks are there already")
+    begin = time.monotonic()
+    started: dict[str, float] = {}
+    rivals: dict[str, Sighting] = {}
+    while left:
+        rivals = {
+            name: now for name, seen in rivals.items() if (now := observe(session.store, seen))
+        }
+        for task in tuple(left.values()):
+            if len(started) >= workers.size:
+                break
+            if task.name in rivals or not _may_begin(task, left, started):
+                continue
+            outcomes[task.name] = look_up(session, task, outcomes)
+            if outcomes[task.name].state not in (MISSING, INTERRUPTED, EACH_TIME):
+                del left[task.name]
+                continue
+            seconds, unknown = cost(left.values(), known)
+            times = _times(time.monotonic() - begin, seconds / workers.size, unknown)
+            console.say(f"{places[task.name]} {task.entry_point} · {task.name}{times}")
+            started[task.name] = time.monotonic()
+            workers.begin(task, outcomes)
+        if not started and rivals:
+            time.sleep(PAUSE)
+        for outcome in workers.over() if started else ():
+            name, task = outcome.task.name, outcome.task
+            seconds = time.monotonic() - started.pop(name)
+            if outcome.state == CLAIMED:
+                console.say(f"{name}: in the hands of {outcome.reason}; comes later")
+                rivals[name] = Sighting(outcome.run_id)
+                continue
+            outcomes[name] = outcome
+            del left[name]
+            if outcome.state == FAILED:
+                console.error(f"{name}: {outcome.reason}")
+            elif outcome.reason:
+                console.say(f"{name}: {outcome.reason}")
+            else:
+                # A report ends with how to see it, and nothing is to come after that.
+                if task.entry_point != "report":
+                    console.say(f"{name}: done in {duration(seconds)}")
+                known[kind_of(task)] = seconds / units(task)
+    return outcomes
+
+
+def _may_begin(task: Task, left: Mapping[str, Task], started: Collection[str]) -> bool:
+    """Whether all is over that a task builds on or follows, and nobody evaluates its model."""
+    subjects = {left[name].needs.get(SUBJECT) for name in started} - {None}
+    before = {*task.needs.values(), *task.after}
+    return not (task.name in started or before & left.keys() or task.needs.get(SUBJECT) in subjects)
+
+
+def _done(session: Session, task: Task, outcomes: Mapping[str, Outcome]) -> Outcome:
+    own, session = with_runs(task, _run_ids(task, outcomes)), _session_of(session, task)
+    try:
+        with leased(session.store, identity(session, own), task.name):
+            found = locate(session, own)
+            if found.state == THERE:
+                return Outcome(task, THERE, found.run_id, "made by another process meanwhile")
+            return Outcome(task, THERE, run_task(session, own))
+    except LeaseTaken as rival:
+        return Outcome(task, CLAIMED, rival.lease, str(rival))
+
+
+def _session_of(session: Session, task: Task) -> Session:
+    """A session that forgets its models with its task: those of a whole plan would fill a GPU.
+
+    The run that ``mlflow run`` has made becomes that of the report and of nothing else.
+    """
+    claimed = session.claimed if task.entry_point == "report" else ""
+    how = computing(task.options)
+    return Session(session.store, session.data_dir, session.device, claimed, *how)
+
+
+def _run_ids(task: Task, outcomes: Mapping[str, Outcome]) -> dict[str, str]:
+    return {name: outcomes[name].run_id for name in task.needs.values()}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _times(spent: float, left: float, unknown: int) -> str:
+    """How long it has taken, and how long the rest takes as far as that is known."""
+    words = [f"{duration(spent)} so far"] if spent >= 1 else []
+    if left >= 1:
+        words.append(f"{'more than' if unknown else 'about'} {duration(left)} left")
+    return f"   ({', '.join(words)})" if words else ""

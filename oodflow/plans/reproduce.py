@@ -1,0 +1,236 @@
+"""``oodflow reproduce``: every run behind the tables and figures, as a plan says.
+
+The trainings are runs of their own, not nested ones: they are found by their experiments' hashes,
+whichever command has made them, and belong to no one call. The call's own run, of kind
+``reproduce``, keeps the plan and what has become of its tasks.
+"""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+from rich.table import Table
+
+from oodflow import console
+from oodflow.console import duration
+from oodflow.data.catalog import agreeing, lookup
+from oodflow.errors import UserError, unknown_name
+from oodflow.experiment import AUTO, options_of
+from oodflow.options import Reproduction, pick, seed_list
+from oodflow.plans.costs import (
+    Kind,
+    cost,
+    describe_kind,
+    kind_of,
+    known_costs,
+    measure,
+)
+from oodflow.plans.engine import (
+    ABSENT,
+    FAILED,
+    WAITING,
+    Outcome,
+    Workers,
+    carry_out,
+    in_this_process,
+    survey,
+)
+from oodflow.plans.plan import RunPlan, read_plan
+from oodflow.plans.ray_engine import on_ray
+from oodflow.plans.task_runs import EACH_TIME, INTERRUPTED, MISSING, THERE, device_name
+from oodflow.plans.tasks import TRAINING, Task, expand
+from oodflow.tracking import runs
+from oodflow.workflow.own_run import ended_on_error
+from oodflow.workflow.session import Session, open_session
+from oodflow.workflow.train import first_present
+
+__all__ = ["command"]
+
+LAID_OVER = ("preset", "depth", "hidden", "limit", "steps", "batch_size", "report_every")
+
+OF_RAY = ("ray_address", "cpus", "gpus", "retries")
+"""Options that mean nothing in one process."""
+
+ALL = "all"
+
+STATES = (THERE, INTERRUPTED, MISSING, WAITING, ABSENT, FAILED, EACH_TIME)
+
+
+def command(given: Mapping[str, Any]) -> int:
+    """Carry out a plan, or say what there is of it; the exit code is 1 if not all is there then."""
+    chosen = pick(Reproduction, given)
+    plan = read_plan(chosen.plan)
+    seeds = () if chosen.seeds == AUTO else seed_list(chosen.seeds)
+    session = open_session(given)
+    values = _general_sets(session, plan, chosen.general_set)
+    tasks = expand(plan, seeds=seeds, values=values, overrides=_overrides(chosen))
+    wanted = _wanted(plan, tasks, chosen.only)
+    session, claimed = replace(session, claimed=""), session.claimed
+    if chosen.dry_run:
+        _show_dry_run(session, tasks, wanted)
+        return 0
+    tags = {"kind": "reproduce", "plan": plan.source, "registered": "false"}
+    try:
+        with ENGINES[chosen.engine](session, chosen) as workers:
+            record = runs.start(session.store, f"reproduce · {plan.title}", tags, claimed=claimed)
+            with ended_on_error(session.store, record):
+                runs.log_text(session.store, record, plan.text, "plan.yaml")
+                outcomes = carry_out(session, tasks, workers, {task.name for task in wanted})
+                made = [outcomes[task.name] for task in wanted]
+                lacking = [each for each in made if each.state in (FAILED, WAITING, ABSENT)]
+                _keep(session, record, made)
+    except KeyboardInterrupt:
+        console.error("interrupted; the same command goes on where it was")
+        return 130
+    runs.end(session.store, record, "FAILED" if lacking else "FINISHED")
+    console.show(_by_step(made))
+    if lacking:
+        console.show(_reasons(lacking))
+        counts = Counter(each.state for each in lacking)
+        said = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+        console.error(f"{said} of {len(made)} tasks; the same command does the rest once mended")
+    console.say(f"see it: {session.store.how_to_see(record)}")
+    return 1 if lacking else 0
+
+
+def _here(session: Session, chosen: Reproduction) -> AbstractContextManager[Workers]:
+    for each in options_of(Reproduction):
+        if each.name in OF_RAY and getattr(chosen, each.name) != each.default:
+            raise UserError(f"{each.name} is an option of engine ray; add --engine ray")
+    return in_this_process(session)
+
+
+ENGINES: Mapping[str, Callable[[Session, Reproduction], AbstractContextManager[Workers]]] = {
+    "process": _here,
+    "ray": on_ray,
+}
+"""Who does the tasks; UserError before any run is made where they cannot."""
+
+
+def _general_sets(session: Session, plan: RunPlan, given: str) -> dict[str, str]:
+    """What ``$general`` and ``$general_grey`` stand for: what is given, the plan's, a stand-in."""
+    own = plan.values.get("general")
+    if own is None:
+        if given != AUTO:
+            raise UserError(f"{plan.source} has no value general that general_set could replace")
+        return {}
+    name = lookup(own if given == AUTO else given).name
+    if lookup(name).role != "general":
+        raise UserError(f"{name} is no general set; for a folder write folder:PATH?role=general")
+    if given == AUTO and not session.present(name):
+        # Every colour set of the paper has the same ones, in the order of their breadth.
+        name = first_present(session, lookup("cifar10").generals) or name
+        console.say(f"general set: {name}, since {own} is not there; general_set names another")
+    return {
+        key: value
+        for key, value in (("general", name), ("general_grey", agreeing(name, 1)))
+        if key in plan.values
+    }
+
+
+def _overrides(chosen: Reproduction) -> dict[str, Any]:
+    """The command's options that are laid over the plan's."""
+    given = {name: getattr(chosen, name) for name in LAID_OVER}
+    laid = {name: value for name, value in given.items() if value != AUTO} | {"out": chosen.out}
+    # A plan may count in epochs, and only one of the two can be given.
+    return laid | ({"epochs": AUTO} if "steps" in laid else {})
+
+
+def _wanted(plan: RunPlan, tasks: Sequence[Task], only: str) -> list[Task]:
+    """The tasks of the steps that ``only`` names."""
+    names = [step.name for step in plan.steps]
+    chosen = names if only == ALL else [name.strip() for name in only.split(",")]
+    for name in chosen:
+        if name not in names:
+            raise unknown_name(f"step of {plan.source}", name, names)
+    return [task for task in tasks if task.step in chosen]
+
+
+def _by_step(made: Iterable[Outcome], costs: Mapping[Kind, float] | None = None) -> Table:
+    """How many tasks of a step are in which state; with ``costs`` the time of what is missing."""
+    steps: dict[str, list[Outcome]] = {}
+    for each in made:
+        steps.setdefault(each.task.step, []).append(each)
+    everything = [each for outcomes in steps.values() for each in outcomes]
+    states = [state for state in STATES if any(each.state == state for each in everything)]
+    columns = ("step", "entry point", "tasks", *states)
+    table = Table(*columns, *(("training time",) if costs is not None else ()))
+    rows = [(name, outcomes[0].task.entry_point, outcomes) for name, outcomes in steps.items()]
+    for name, entry_point, outcomes in [*rows, ("all", "", everything)]:
+        counts = Counter(each.state for each in outcomes)
+        cells = [str(counts[state]) if counts[state] else "" for state in states]
+        if costs is not None:
+            cells.append(_time(outcomes, costs))
+        table.add_row(name, entry_point, str(len(outcomes)), *cells)
+        table.rows[-1].end_section = name == rows[-1][0]
+    return table
+
+
+def _time(outcomes: Iterable[Outcome], costs: Mapping[Kind, float]) -> str:
+    """Time that the trainings take that are not there, as far as it is known."""
+    seconds, _ = cost((each.task for each in outcomes if each.state != THERE), costs)
+    return duration(seconds) if seconds else ""
+
+
+def _reasons(lacking: Iterable[Outcome]) -> Table:
+    table = Table("task", "state", "why", title="Not there")
+    for each in lacking:
+        table.add_row(each.task.name, each.state, each.reason)
+    return table
+
+
+def _show_dry_run(session: Session, tasks: Sequence[Task], wanted: Sequence[Task]) -> None:
+    """What there is of each step, and what is missing costs; nothing is trained."""
+    found = survey(session, tasks)
+    outcomes = [found[task.name] for task in wanted]
+    device = device_name(session.device)
+    from_runs = known_costs(session.store, device)
+    missing = {
+        kind_of(each.task): each.task
+        for each in outcomes
+        if each.state != THERE and each.task.entry_point in TRAINING
+    }
+    measured = {}
+    for kind, task in missing.items():
+        if kind not in from_runs:
+            console.say(f"measuring an update of {describe_kind(kind)} on {device}")
+            measured[kind] = measure(task, session.device)
+    console.show(_by_step(outcomes, {**from_runs, **measured}))
+    if missing:
+        console.say("evaluations, analyses and reports take some seconds to minutes each on top")
+    for costs, whence in (
+        (from_runs, "from registered runs, evaluation included"),
+        (measured, "measured now on random images, without evaluation"),
+    ):
+        said = [f"{describe_kind(k)} {duration(costs[k])}" for k in missing if k in costs]
+        if said:
+            console.say(f"time of an update on {device}, {whence}: {'; '.join(said)}")
+    for each in outcomes:
+        if each.state == MISSING and each.reason:
+            console.say(f"{each.task.name} cannot be done yet: {each.reason}")
+    for reason in dict.fromkeys(each.reason for each in outcomes if each.state == ABSENT):
+        console.say(f"absent: {reason}")
+
+
+def _keep(session: Session, record: str, made: Sequence[Outcome]) -> None:
+    """The plan's outcome as files of the call's run and as its description."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("task", "step", "entry_point", "state", "run_id", "reason"))
+    for each in made:
+        task = each.task
+        writer.writerow(
+            (task.name, task.step, task.entry_point, each.state, each.run_id, each.reason)
+        )
+    runs.log_text(session.store, record, text.getvalue(), "tasks.csv")
+    for number, each in enumerate(made, 1):
+        if each.details:
+            runs.log_text(session.store, record, each.details, f"failures/{number}.txt")
+    counts = Counter(each.state for each in made)
+    lines = [f"- {counts[state]} {state}" for state in STATES if counts[state]]
+    lines += [f"- **{each.task.name}**: {each.reason}" for each in made if each.state == FAILED]
+    runs.set_tags(session.store, record, {}, description="\n".join(lines))

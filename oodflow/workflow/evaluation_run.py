@@ -1,0 +1,249 @@
+"""Score tables as artifacts of runs, and what is computed from them: metrics and figures."""
+
+import contextlib
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from oodflow import console
+from oodflow.data.catalog import agreeing, lookup, slug_of
+from oodflow.errors import UserError
+from oodflow.evaluation.metrics import evaluate_scores
+from oodflow.evaluation.plots import effect_figure, histogram_figure, roc_figure, save_figure
+from oodflow.evaluation.score_table import read_table, write_table
+from oodflow.evaluation.scores import (
+    bits_per_dimension_mean,
+    clip_non_finite,
+    compute_scores,
+)
+from oodflow.tracking import runs
+from oodflow.tracking.runs import RunInfo
+from oodflow.workflow import results
+from oodflow.workflow.session import LoadedModel, Session, check_same_shape, dataset_use
+from oodflow.workflow.sharing import Scoring, score_together
+
+__all__ = [
+    "EvaluationResult",
+    "compare_run",
+    "describe_run",
+    "evaluate_run",
+    "outlier_datasets",
+    "score_table",
+]
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What the evaluation of one run gave: metrics under the contract's names."""
+
+    run: RunInfo
+    metrics: Mapping[str, float]
+
+
+def score_table(
+    session: Session, run: RunInfo, dataset: str, limit: int = 0, fold: str = "test"
+) -> pd.DataFrame:
+    """Log-likelihoods of a dataset's fold under a run's model.
+
+    It is known to MLflow by the dataset's slug.
+
+    Taken from the run's artifacts where they hold this table of the same weights and images, else
+    computed and kept there; ``bpd/<dataset>`` of the test fold, and a class-conditional model's
+    ``accuracy/<dataset>`` on its own dataset, become metrics of the run.
+    """
+    loaded = session.model(run)
+    images = session.images(dataset, fold, limit)
+    slug = slug_of(dataset)
+    facts = {
+        "model": loaded.digest,
+        "dataset": slug,
+        "fold": fold,
+        "images": images.digest,
+    }
+    path = f"scores/{slug}-{fold}.parquet"
+    if path in runs.list_artifacts(session.store, run.run_id, "scores"):
+        # A damaged table is made anew, as one of other weights or images is.
+        with (
+            runs.artifact(session.store, run.run_id, path) as local,
+            contextlib.suppress(UserError),
+        ):
+            table, known = read_table(local)
+            if known == facts:
+                return table
+    check_same_shape(dataset, loaded.model.image_shape[0], f"the model of run {run.run_id}")
+    count = len(images.pixels)
+    with console.progress(f"{run.name}: scoring {slug}", count) as advance:
+        table = score_together(session, Scoring(run, dataset, fold, limit), advance)
+    with tempfile.TemporaryDirectory(prefix="oodflow-") as folder:
+        write_table(table, Path(folder) / Path(path).name, facts=facts)
+        runs.log_artifacts(session.store, run.run_id, Path(folder), "scores")
+    if fold == "test":
+        runs.log_metrics(session.store, run.run_id, _own_metrics(loaded, dataset, table))
+    return table
+
+
+def _own_metrics(loaded: LoadedModel, dataset: str, table: pd.DataFrame) -> dict[str, float]:
+    """``bpd/<dataset>`` of a density, ``accuracy/<dataset>`` of a class-conditional model."""
+    metrics = {}
+    bpd = bits_per_dimension_mean(table, loaded.model.image_shape)
+    if loaded.model.is_density and math.isfinite(bpd):
+        metrics[f"bpd/{slug_of(dataset)}"] = bpd
+    known = (table["label"] >= 0).all()
+    if "predicted" in table and known and dataset == loaded.run.tags.get("dataset"):
+        metrics[f"accuracy/{slug_of(dataset)}"] = float(
+            (table["predicted"] == table["label"]).mean()
+        )
+    return metrics
+
+
+def outlier_datasets(session: Session, dataset: str, given: str) -> tuple[str, ...]:
+    """The datasets that ``ood`` names; for ``auto`` those of the catalogue that are present.
+
+    For a grey in-distribution those of colour are taken in their grey form.
+    """
+    if given == "auto":
+        chosen = tuple(ood for ood in lookup(dataset).ood if session.present(ood))
+        absent = [ood for ood in lookup(dataset).ood if ood not in chosen]
+        if absent:
+            console.say(f"not present, left out: {', '.join(absent)}")
+        return chosen
+    channels = lookup(dataset).channels
+    names = (name.strip() for name in given.split(","))
+    chosen = tuple(dict.fromkeys(agreeing(name, channels) for name in names))
+    for name in chosen:
+        if name == dataset:
+            raise UserError(f"{dataset} cannot be its own outlier dataset; name another in ood")
+    return chosen
+
+
+def evaluate_run(
+    session: Session,
+    run: RunInfo,
+    general: RunInfo | None,
+    general_outlier: RunInfo | None,
+    ood: str = "auto",
+    limit: int = 0,
+) -> EvaluationResult:
+    """Score a run's model and its contrasts, and log metrics and figures on the run.
+
+    For an in-distribution model all scores that the contrasts allow, against each outlier set;
+    for a general model its BPD alone.
+    """
+    dataset = _dataset_of(run)
+    own = score_table(session, run, dataset, limit)
+    loaded = session.model(run)
+    metrics = _own_metrics(loaded, dataset, own)
+    if run.tags["role"] == "general":
+        return EvaluationResult(run, metrics)
+    scores = detection_scores(session, run, general, general_outlier, ood, limit)
+    own_scores = scores.pop(dataset)
+    scores = _by_slug(scores)
+    detection = evaluate_scores(own_scores, scores) if scores else {}
+    runs.log_metrics(session.store, run.run_id, detection | _means({**run.metrics, **detection}))
+    used = (dataset, *outlier_datasets(session, dataset, ood))
+    uses = [dataset_use(session, name, "test", "evaluation") for name in used]
+    runs.log_datasets(session.store, run.run_id, uses)
+    contrasts = {"general_run": general, "general_outlier_run": general_outlier}
+    tags = {name: contrast.run_id for name, contrast in contrasts.items() if contrast}
+    runs.set_tags(session.store, run.run_id, tags)
+    if scores:
+        _log_figures(session, run, own_scores, scores, loaded.model.image_shape)
+    describe_run(session, run.run_id)
+    return EvaluationResult(run, metrics | detection)
+
+
+def compare_run(
+    session: Session, run: RunInfo, general: RunInfo, ood: str, limit: int, inlier_fold: str
+) -> EvaluationResult:
+    """Metrics against a general model of another family, or of training-fold inliers (S6).
+
+    Nothing is logged on the run, whose own numbers these are not. The score ``general`` is the
+    general model's log p alone. Metrics of training-fold inliers begin with ``train_fold/``.
+    """
+    dataset = _dataset_of(run)
+    scores = detection_scores(session, run, general, None, ood, limit, inlier_fold)
+    for name in scores:
+        fold = inlier_fold if name == dataset else "test"
+        table = score_table(session, general, name, limit, fold)
+        scores[name]["general"] = clip_non_finite(table["log_prob"].to_numpy())
+    own_scores = scores.pop(dataset)
+    prefix = "train_fold/" if inlier_fold == "train" else ""
+    metrics = evaluate_scores(own_scores, _by_slug(scores))
+    return EvaluationResult(run, {prefix + name: value for name, value in metrics.items()})
+
+
+def _dataset_of(run: RunInfo) -> str:
+    if "dataset" not in run.tags or run.tags.get("kind") not in ("train", "finetune"):
+        raise UserError(f"run {run.run_id} ({run.name}) holds no model; choose a training run")
+    return run.tags["dataset"]
+
+
+def detection_scores(
+    session: Session,
+    run: RunInfo,
+    general: RunInfo | None,
+    general_outlier: RunInfo | None,
+    ood: str,
+    limit: int,
+    inlier_fold: str = "test",
+) -> dict[str, dict[str, np.ndarray]]:
+    """Dataset → score → values: the run's own dataset first, then the outlier datasets."""
+    dataset = run.tags["dataset"]
+    scores = {}
+    for name in (dataset, *outlier_datasets(session, dataset, ood)):
+        fold = inlier_fold if name == dataset else "test"
+        tables = [
+            score_table(session, each, name, limit, fold) if each else None
+            for each in (run, general, general_outlier)
+        ]
+        assert tables[0] is not None
+        scores[name] = compute_scores(tables[0], tables[1], tables[2])
+    return scores
+
+
+def _by_slug(scores: Mapping[str, dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
+    """The scores by the short names that stand in metrics and figures."""
+    return {slug_of(name): values for name, values in scores.items()}
+
+
+def _means(metrics: Mapping[str, float]) -> dict[str, float]:
+    """``auroc/mean/<score>`` over all outlier datasets that the run was evaluated against."""
+    values: dict[str, list[float]] = {}
+    for name, value in metrics.items():
+        if name.startswith("auroc/") and not name.startswith("auroc/mean/"):
+            values.setdefault(name.split("/")[2], []).append(value)
+    return {f"auroc/mean/{score}": math.fsum(each) / len(each) for score, each in values.items()}
+
+
+def describe_run(session: Session, run_id: str) -> None:
+    """Write the run's description from the metrics and the registered version it has now."""
+    run = runs.get(session.store, run_id)
+    note = results.describe(run, runs.model_uri(session.store, run_id))
+    runs.set_tags(session.store, run_id, {}, description=note)
+
+
+def _log_figures(
+    session: Session,
+    run: RunInfo,
+    own: Mapping[str, np.ndarray],
+    outs: Mapping[str, Mapping[str, np.ndarray]],
+    image_shape: tuple[int, int, int],
+) -> None:
+    """Histograms of the raw likelihood beside the ratio, and the ROC curves of the best score."""
+    name = slug_of(run.tags["dataset"])
+    score = "diff" if "diff" in own else "raw"
+    if score == "diff":
+        histogram = effect_figure(name, own, outs, image_shape)
+    else:
+        raw = {ood: scores["raw"] for ood, scores in outs.items()}
+        histogram = histogram_figure(name, own["raw"], raw, "Raw likelihood", "log p(x) in nats")
+    curves = {ood: (own[score], scores[score]) for ood, scores in outs.items()}
+    with tempfile.TemporaryDirectory(prefix="oodflow-") as folder:
+        save_figure(histogram, Path(folder) / "histograms.png")
+        save_figure(roc_figure(curves, f"{name}, score {score}"), Path(folder) / "roc.png")
+        runs.log_artifacts(session.store, run.run_id, Path(folder), "figures")

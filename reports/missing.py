@@ -1,0 +1,234 @@
+"""The commands that would fill the gaps of a report's tables."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from oodflow.data.catalog import CATALOG, data_folder, lookup
+from oodflow.presets import PRESETS
+from oodflow.tracking.registry import Registry
+from oodflow.tracking.runs import RunInfo
+from reports.layouts import (
+    ALL,
+    KIND_NAMES,
+    LOSS_NAMES,
+    MEAN,
+    SCORE_NAMES,
+    SETTING_NAMES,
+    SHORT_LOSS_NAMES,
+)
+from reports.tables import Table
+
+__all__ = ["missing_commands"]
+
+SEEDS = "1,2,3"
+TRAININGS = {
+    LOSS_NAMES[loss] + SETTING_NAMES[setting]: (loss, setting)
+    for loss in LOSS_NAMES
+    for setting in SETTING_NAMES
+}
+SCORES = {text: score for score, text in SCORE_NAMES.items()}
+LOSSES = {text: loss for loss, text in SHORT_LOSS_NAMES.items()}
+OWN_OPTIONS = {
+    "depth": "model.depth",
+    "hidden": "model.hidden",
+    "batch_size": "optimisation.batch_size",
+    "limit": "data.limit",
+}
+"""Options that a command takes over from a run beside the gap, where its preset differs."""
+ANALYSES = {"folds": "folds", "model-correlation": "correlation", "fourier": "fourier"}
+
+
+@dataclass(frozen=True)
+class Gap:
+    """An empty cell: the table's kind, its families of datasets and models, row and column."""
+
+    kind: str
+    family: str
+    model: str
+    labels: tuple[str, ...]
+    group: str
+    column: str
+
+
+def missing_commands(tables: Mapping[str, Table], registry: Registry) -> list[str]:
+    """Command lines, each once, in an order in which each finds what it builds on.
+
+    Absent datasets and general models come first, then plain models, the general models of Diff†,
+    other losses, and at last evaluations and analyses. Options are those of a run beside the gap;
+    where there is none, the quick preset for generated images and folders, else the paper's.
+    """
+    found: dict[str, int] = {}
+    for name, table in tables.items():
+        for gap in _gaps(name, table):
+            for stage, command in _filling(gap, registry):
+                found[command] = max(stage, found.get(command, stage))
+    return sorted(found, key=lambda command: found[command])
+
+
+def _gaps(name: str, table: Table) -> Iterator[Gap]:
+    """Cells of ours without a number; means fill themselves."""
+    kind, family, model = _parts(name)
+    for row in table.rows:
+        if MEAN in row.labels or ALL in row.labels:
+            continue
+        for (group, column), cell in zip(table.columns, row.cells, strict=True):
+            if cell is None and column == "ours":
+                yield Gap(kind, family, model, row.labels, *group.rsplit(": ", 1))
+            elif cell is None and column not in ("paper", "Δ"):
+                yield Gap(kind, family, model, row.labels, group, column)
+
+
+def _parts(name: str) -> tuple[str, str, str]:
+    """Kind, family of datasets, and family of models in a table's file name.
+
+    >>> _parts("general-distributions-sketch"), _parts("bpd-natural-glow-local")
+    (('general-distributions', 'sketch', 'glow'), ('bpd', 'natural', 'glow-local'))
+    """
+    families = {facts.family for facts in CATALOG.values()} | {"folder"}
+    words = name.split("-")
+    place = next(i for i, word in enumerate(words) if i and word in families)
+    return "-".join(words[:place]), words[place], "-".join(words[place + 1 :]) or "glow"
+
+
+def _filling(gap: Gap, registry: Registry) -> Iterator[tuple[int, str]]:
+    """(stage, command) of all that a gap may need, less the trainings that are there."""
+    if gap.kind in ANALYSES:
+        yield 6, f"oodflow analyse --what {ANALYSES[gap.kind]}"
+        return
+    if gap.kind.startswith("general-distributions"):
+        fold = " --inlier-fold train" if gap.kind.endswith("training-fold") else ""
+        yield 6, f"oodflow evaluate --general {gap.column.removesuffix(' alone')}{fold}"
+        return
+    dataset = gap.labels[0]
+    if dataset not in CATALOG:
+        return
+    for name in gap.labels:
+        yield from _absent(name)
+    if gap.model == "wide-resnet" or (gap.kind, gap.column) == ("bpd", KIND_NAMES["scratch"]):
+        yield from _training(registry, gap, "train", dataset, init="scratch")
+    elif gap.kind == "bpd":
+        yield from _general(registry, gap, dataset)
+        yield from _training(registry, gap, "finetune", dataset)
+    else:
+        yield from _detection(registry, gap, dataset)
+
+
+def _detection(registry: Registry, gap: Gap, dataset: str) -> Iterator[tuple[int, str]]:
+    if gap.kind == "losses":
+        score, loss, setting = SCORES[gap.group], LOSSES[gap.column], "unsupervised"
+    else:
+        score, (loss, setting) = SCORES[gap.column], TRAININGS[gap.group]
+    yield from _general(registry, gap, dataset)
+    if score == "diff_outlier":
+        yield from _training(registry, gap, "finetune", dataset)
+        # Only now, so that what comes later finds it, and what was there is evaluated anew.
+        general = _general_set(registry, gap, dataset)
+        yield from _training(
+            registry, gap, "finetune", general, loss="binary", outliers=dataset, stage=3
+        )
+    yield from _training(
+        registry,
+        gap,
+        "finetune",
+        dataset,
+        loss=loss,
+        setting=setting,
+        stage=2 + 2 * (loss != "none"),
+    )
+    yield 5, "oodflow evaluate"
+
+
+def _general_set(registry: Registry, gap: Gap, dataset: str) -> str:
+    """The general set of the runs that are there, else one that can still be had.
+
+    The generated set stands in for a real one with generated images only.
+    """
+    names = lookup(dataset).generals
+    names = names[-1:] if gap.family == "sketch" else names[:-1]
+    there = [
+        run.tags["dataset"]
+        for run in registry.training
+        if run.tags["model"] == gap.model and run.tags["dataset"] in names
+    ]
+    # The paper's own, the first of several, was withdrawn.
+    return there[0] if there else names[min(1, len(names) - 1)]
+
+
+def _absent(dataset: str) -> Iterator[tuple[int, str]]:
+    """The command that prepares a dataset whose files are not there."""
+    # Imported here: it needs torch, whose import takes a second, and a report does not.
+    from oodflow.data.images import present
+
+    if dataset in CATALOG and not present(dataset, data_folder("auto")):
+        how = "--download" if lookup(dataset).source == "torchvision" else "--from PATH"
+        yield 0, f"oodflow datasets prepare {dataset} {how}"
+
+
+def _general(registry: Registry, gap: Gap, dataset: str) -> Iterator[tuple[int, str]]:
+    general = _general_set(registry, gap, dataset)
+    yield from _absent(general)
+    yield from _training(registry, gap, "train", general, init="scratch", seeds="1", stage=1)
+
+
+def _training(
+    registry: Registry,
+    gap: Gap,
+    command: str,
+    dataset: str,
+    *,
+    init: str = "general",
+    loss: str = "none",
+    setting: str = "unsupervised",
+    outliers: str = "",
+    seeds: str = SEEDS,
+    stage: int = 2,
+) -> Iterator[tuple[int, str]]:
+    """The command of a training, unless there is one."""
+    wanted = {"model": gap.model, "dataset": dataset, "setting": setting, "init": init}
+    if gap.model != "wide-resnet":
+        wanted["outlier_loss"] = loss
+    if outliers:
+        wanted["outlier_dataset"] = outliers
+    if any(wanted.items() <= run.tags.items() for run in registry.training):
+        return
+    beside = [
+        run
+        for run in registry.training
+        if run.tags["model"] == gap.model and run.tags["family"] == lookup(dataset).family
+    ]
+    options = {"dataset": dataset, "model": gap.model, **_settings(gap, command, init, beside)}
+    options |= {"outlier-loss": loss} if loss != "none" else {}
+    options |= {"outlier-dataset": outliers} if outliers else {}
+    options |= {"supervised": "true"} if setting == "supervised" else {}
+    detectors = {
+        run.tags["seed"]
+        for run in registry.training
+        if (run.tags["role"], run.tags["family"]) == ("in_distribution", gap.family)
+    }
+    if stage > 1 and detectors:
+        seeds = ",".join(sorted(detectors, key=int))
+    words = [f"--{name} {shlex.quote(value)}" for name, value in options.items()]
+    yield stage, f"oodflow {command} {' '.join(words)} --seeds {seeds}"
+
+
+def _settings(gap: Gap, command: str, init: str, beside: list[RunInfo]) -> dict[str, str]:
+    """The preset, and the options in which a run of the same command beside the gap differs."""
+    if not beside:
+        return {"preset": "quick" if gap.family in ("sketch", "folder") else "paper"}
+    model = next((run for run in beside if run.tags["kind"] == command), beside[0]).params
+    paper = PRESETS[gap.model, "paper"]
+    name = "paper" if model.get("model.depth") == str(paper.depth) else "quick"
+    preset = PRESETS[gap.model, name]
+    usual = {"depth": preset.depth, "hidden": preset.hidden, "batch_size": preset.batch_size}
+    own = {
+        option.replace("_", "-"): model[parameter]
+        for option, parameter in OWN_OPTIONS.items()
+        if parameter in model and model[parameter] != str(usual.get(option, 0))
+    }
+    steps = preset.finetune_steps if command == "finetune" else preset.scratch_steps
+    alike = [run for run in beside if (run.tags["kind"], run.tags["init"]) == (command, init)]
+    given = alike[0].params.get("optimisation.steps", "") if alike else ""
+    if given and steps and given != str(steps):
+        own["steps"] = given
+    return {"preset": name, **own}

@@ -1,0 +1,128 @@
+"""A table of results as a value: cells that know their seeds, runs and metrics.
+
+:mod:`reports.layouts` makes tables, :mod:`reports.render` writes them down.
+"""
+
+import math
+from dataclasses import dataclass
+from decimal import Decimal
+
+from oodflow.evaluation.metrics import mean_std
+
+__all__ = [
+    "AUROC_PERCENT",
+    "BITS_PER_DIMENSION",
+    "Cell",
+    "Difference",
+    "Entry",
+    "Measure",
+    "Published",
+    "Row",
+    "Table",
+]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a quantity is shown and compared: value × ``scale`` with ``digits`` decimals.
+
+    ``higher_is_better`` is None where no value is better than another.
+    """
+
+    scale: float
+    digits: int
+    higher_is_better: bool | None
+
+
+AUROC_PERCENT = Measure(scale=100.0, digits=1, higher_is_better=True)
+BITS_PER_DIMENSION = Measure(scale=1.0, digits=2, higher_is_better=False)
+CORRELATION = Measure(scale=1.0, digits=2, higher_is_better=None)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table: its value for each seed, and the runs that these come from."""
+
+    values: tuple[float, ...]
+    run_ids: tuple[str, ...]
+    metrics: tuple[str, ...] = ()
+    """Names of the runs' metrics that the values are, or are averages of."""
+    interval: tuple[float, float] | None = None
+    """Bootstrap confidence interval of the mean, over the images; None where none was asked for."""
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return mean_std(self.values)[0]
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation over the seeds, NaN for one seed."""
+        return mean_std(self.values)[1]
+
+    @property
+    def count(self) -> int:
+        """Number of seeds."""
+        return len(self.values)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number of the paper, as the paper prints it: strings, so that every digit is kept."""
+
+    mean: str
+    std: str
+    """The standard deviation across seeds, "" where the paper prints none."""
+    source: str
+    """The table of the supplement that it is from."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Ours − paper, of the means."""
+
+    ours: Cell
+    paper: Published
+
+    def value(self, measure: Measure) -> float:
+        """In the unit of ours; the paper's number is in the unit that the measure prints."""
+        return self.ours.mean - float(Decimal(self.paper.mean)) / measure.scale
+
+
+Entry = Cell | Published | Difference
+
+
+@dataclass(frozen=True)
+class Row:
+    """Labels, one for each entry of the table's ``row_header``, and a cell or gap a column."""
+
+    labels: tuple[str, ...]
+    cells: tuple[Entry | None, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under two levels of column headers: ``columns`` holds (group, name) pairs."""
+
+    title: str
+    caption: str
+    row_header: tuple[str, ...]
+    columns: tuple[tuple[str, str], ...]
+    rows: tuple[Row, ...]
+    measure: Measure
+
+    def best(self, row: Row) -> frozenset[int]:
+        """Columns with the row's best mean of ours, for bold print; none without competition.
+
+        >>> cells = tuple(Cell((value,), ("r",)) for value in (0.5, 0.9))
+        >>> row = Row(("cifar10",), cells)
+        >>> table = Table("", "", ("In-dist",), (("", "a"), ("", "b")), (row,), AUROC_PERCENT)
+        >>> table.best(row)
+        frozenset({1})
+        """
+        means = {i: cell.mean for i, cell in enumerate(row.cells) if isinstance(cell, Cell)}
+        comparable = [mean for mean in means.values() if not math.isnan(mean)]
+        if len(comparable) < 2 or self.measure.higher_is_better is None:
+            return frozenset()
+        top = max(comparable) if self.measure.higher_is_better else min(comparable)
+        return frozenset(i for i, mean in means.items() if mean == top)

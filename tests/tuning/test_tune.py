@@ -1,0 +1,229 @@
+"""``oodflow tune`` for real: SQLite studies, MLflow runs, processes that die."""
+
+import csv
+import os
+import re
+import shlex
+import signal
+import time
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from oodflow.tracking import runs
+
+SHORT = "--depth 1 --hidden 8 --limit 64 --batch-size 16 --steps 4 --report-every 2 --images 16"
+
+
+def tune(workspace, words="", **variables):
+    return workspace.oodflow("tune", *SHORT.split(), *words.split(), **variables)
+
+
+def study_of(workspace, prefix="glow-sketch-shapes-binary"):
+    """The one study whose name begins so."""
+    storage = f"sqlite:///{workspace.folder}/optuna.db"
+    [name] = [each for each in optuna.get_all_study_names(storage) if each.startswith(prefix)]
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+@pytest.fixture
+def tuned(trained):
+    outcome = tune(trained, "--trials 4")
+    assert outcome.code == 0, outcome.err
+    return trained, outcome
+
+
+def test_a_study_is_a_run_with_a_nested_run_a_trial(tuned):
+    workspace, outcome = tuned
+    store, study = workspace.store(), study_of(workspace)
+    [parent] = runs.find(store, {"kind": "tune"})
+    assert parent.registered and parent.tags["study"] == study.study_name
+    trials = {run.tags["trial"]: run for run in runs.find(store, {"kind": "trial"})}
+    assert len(trials) == len(study.trials) == 4
+    first = study.trials[0]
+    assert first.params == {"temperature": 1000.0, "outlier_weight": 6000.0}
+    for trial in study.trials:
+        run = trials[str(trial.number)]
+        assert run.parent == parent.run_id == study.user_attrs["mlflow_run"]
+        assert float(run.params["loss.temperature"]) == trial.params["temperature"]
+        assert float(run.params["loss.outlier_weight"]) == trial.params["outlier_weight"]
+        if trial.state == TrialState.COMPLETE:
+            assert run.status == "FINISHED" and run.metrics["tune/auroc"] == trial.value
+            assert {"tune/bpd", "tune/dropped", "train/bpd"} <= set(run.metrics)
+    best = max((t for t in study.trials if t.value is not None), key=lambda t: t.value)
+    assert parent.metrics["tune/best_auroc"] == best.value >= first.value
+    assert parent.tags["best_trial"] == str(best.number)
+    figures = runs.list_artifacts(store, parent.run_id, "figures")
+    assert {"figures/history.png", "figures/slice.png"} <= set(figures)
+    with runs.artifact(store, parent.run_id, "trials/trials.csv") as file:
+        rows = list(csv.DictReader(file.open()))
+    assert [row["trial"] for row in rows] == ["0", "1", "2", "3"]
+    # The command of the summary can be pasted: it names the best values.
+    line = next(line for line in outcome.out.splitlines() if line.startswith("oodflow finetune"))
+    words = shlex.split(line)
+    given = float(words[words.index("--temperature") + 1])
+    assert given == best.params["temperature"]
+    assert words[words.index("--hidden") + 1] == "8"
+
+
+def test_the_same_seed_gives_the_same_study(tuned):
+    workspace, _ = tuned
+    assert tune(workspace, "--trials 4 --study again").code == 0
+    first, again = study_of(workspace), study_of(workspace, "again")
+    assert [t.params for t in first.trials] == [t.params for t in again.trials]
+    assert [t.values for t in first.trials] == [t.values for t in again.trials]
+
+
+def test_finetuning_takes_the_tuned_values_and_says_from_where(tuned, tiny):
+    workspace, _ = tuned
+    words = ["finetune", *tiny, "--outlier-loss", "binary"]
+    words += ["--temperature", "tuned", "--outlier-weight", "tuned"]
+    outcome = workspace.oodflow(*words)
+    assert outcome.code == 0, outcome.err
+    run = runs.find(workspace.store(), {"kind": "finetune"})[0]
+    [parent] = runs.find(workspace.store(), {"kind": "tune"})
+    best = study_of(workspace).trials[int(parent.tags["best_trial"])]
+    assert float(run.params["loss.temperature"]) == best.params["temperature"]
+    assert float(run.params["loss.outlier_weight"]) == best.params["outlier_weight"]
+    traced = {name: run.tags[f"tuned_{name}"] for name in ("study", "trial", "run")}
+    assert traced == {
+        "study": parent.tags["study"],
+        "trial": str(best.number),
+        "run": parent.run_id,
+    }
+
+
+def test_other_settings_are_another_study(tuned):
+    workspace, _ = tuned
+    name = study_of(workspace).study_name
+    outcome = tune(workspace, "--trials 1 --outlier-weight-high 1e9")
+    assert outcome.code == 0, outcome.err
+    names = optuna.get_all_study_names(f"sqlite:///{workspace.folder}/optuna.db")
+    assert len(names) == 2 and name in names
+    outcome = tune(workspace, f"--trials 5 --outlier-weight-high 1e9 --study {name}")
+    assert outcome.code == 2 and "was made with other settings" in outcome.err
+    assert (
+        len(
+            optuna.load_study(
+                study_name=name, storage=f"sqlite:///{workspace.folder}/optuna.db"
+            ).trials
+        )
+        == 4
+    )
+
+
+def test_without_a_study_the_command_that_makes_one_is_named(trained, tiny):
+    outcome = trained.oodflow(
+        "finetune", *tiny, "--outlier-loss", "binary", "--temperature", "tuned"
+    )
+    assert outcome.code == 2
+    assert "oodflow tune --dataset sketch-shapes --model glow --outlier-loss binary" in outcome.err
+
+
+def test_no_test_fold_is_opened(trained, monkeypatch):
+    from oodflow.data.prepared import Prepared
+
+    asked = []
+    real = Prepared.arrays
+    monkeypatch.setattr(
+        Prepared, "arrays", lambda self, fold: asked.append(fold) or real(self, fold)
+    )
+    assert tune(trained, "--trials 2").code == 0
+    assert asked and set(asked) == {"train"}
+
+
+def test_the_judged_outliers_are_not_trained_on(trained, monkeypatch):
+    import tuning.command as module
+
+    jobs = []
+    real = module._job
+    monkeypatch.setattr(module, "_job", lambda *a: jobs.append(real(*a)) or jobs[-1])
+    assert tune(trained, "--trials 1").code == 0
+    [job] = jobs
+    held_out = {image.numpy().tobytes() for image in job.judged[1].pixels}
+    trained_on = {image.numpy().tobytes() for image in job.outliers._pixels}
+    assert len(job.judged[1].pixels) == 16 and len(job.outliers._pixels) == 48
+    assert not held_out & trained_on
+
+
+def test_an_absurd_weight_is_never_the_best(trained):
+    words = "--trials 5 --outlier-weight-low 1e8 --outlier-weight-high 1e9 --lr 1"
+    outcome = tune(trained, words)
+    assert outcome.code == 0, outcome.err
+    trials = study_of(trained).trials
+    bad = [t for t in trials if "reason" in t.user_attrs]
+    assert bad and all(t.user_attrs["reason"] for t in bad)
+    parents = runs.find(trained.store(), {"kind": "tune"})
+    assert parents[0].tags.get("best_trial") not in {str(t.number) for t in bad}
+    if len(bad) == len(trials):
+        assert "is within the bounds" in outcome.out and not parents[0].registered
+
+
+def test_margin_and_bpd_as_a_second_objective(trained):
+    outcome = tune(trained, "--trials 3 --outlier-loss margin --objective auroc,bpd")
+    assert outcome.code == 0, outcome.err
+    study = study_of(trained, "glow-sketch-shapes-margin")
+    assert study.trials[0].params == {"margin": 3072.0, "outlier_weight": 1.0}
+    assert all(len(trial.values) == 2 for trial in study.trials)
+    [parent] = runs.find(trained.store(), {"kind": "tune"})
+    figures = runs.list_artifacts(trained.store(), parent.run_id, "figures")
+    assert figures == ["figures/pareto-front.png"]
+
+
+def test_an_interrupted_study_goes_on_with_the_same_run(trained):
+    words = ["tune", *SHORT.split(), "--trials", "4", "--steps", "200", "--report-every", "50"]
+    process = trained.process(*words)
+    database = trained.folder / "optuna.db"
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        if database.exists() and runs.find(trained.store(), {"kind": "trial"}):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    [parent] = runs.find(trained.store(), {"kind": "tune"})
+    assert parent.status == "KILLED"
+    assert trained.oodflow(*words[:-6], "--trials", "3", *words[-4:]).code == 0
+    [again] = runs.find(trained.store(), {"kind": "tune"})
+    assert again.run_id == parent.run_id and again.status == "FINISHED"
+    trials = study_of(trained).trials
+    assert [t.state for t in trials].count(TrialState.COMPLETE) == 3
+    assert re.search("interrupted", str([t.user_attrs for t in trials]))
+
+
+def test_two_processes_share_a_study_and_one_of_them_may_die(trained):
+    words = ["tune", *SHORT.split(), "--trials", "6", "--steps", "60", "--report-every", "20"]
+    # One thread each: two processes of two threads on two cores wait for each other.
+    workers = [trained.process(*words, OMP_NUM_THREADS="1") for _ in range(2)]
+    until = time.monotonic() + 90
+    while time.monotonic() < until:
+        if len(runs.find(trained.store(), {"kind": "trial"})) >= 2:
+            break
+        time.sleep(0.05)
+    os.kill(workers[0].pid, signal.SIGKILL)
+    workers[0].communicate()
+    _, err = workers[1].communicate(timeout=120)
+    assert workers[1].returncode == 0, err
+    trials = study_of(trained).trials
+    ended = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    assert len(ended) == 6
+    assert len({tuple(t.params.values()) for t in ended}) == 6
+    [parent] = runs.find(trained.store(), {"kind": "tune"})
+    assert {run.parent for run in runs.find(trained.store(), {"kind": "trial"})} == {parent.run_id}
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--trials 0", "trials"),
+        ("--temperature-low 5 --temperature-high 2", "temperature is searched from 5 to 2"),
+        ("--storage nonsense", "no Optuna storage at nonsense"),
+        ("--objective accuracy", "'accuracy'"),
+        ("--dataset nope", "'nope'"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(trained, words, named):
+    outcome = tune(trained, words)
+    assert outcome.code == 2 and named in outcome.err and outcome.err.count("\n") == 1

@@ -1,0 +1,215 @@
+"""The Optuna study: search space, storage, who does which trial, and the best feasible one.
+
+Workers that share the study take trials one after the other under a lock in the working folder. A
+worker holds a lock of its trial while it trains: the system frees it on any death, and another
+worker then retries that trial.
+"""
+
+import hashlib
+import math
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from oodflow.errors import UserError
+from oodflow.files import exclusively, is_locked
+
+__all__ = [
+    "Range",
+    "best_trial",
+    "counted",
+    "feasible",
+    "open_study",
+    "propose",
+    "requeue",
+    "run_trials",
+]
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a parameter that is searched on a logarithmic scale."""
+
+    low: float
+    high: float
+
+    def checked(self, name: str) -> "Range":
+        """The range itself; UserError where it is none."""
+        if not 0 < self.low <= self.high < math.inf:
+            raise UserError(
+                f"{name} is searched from {self.low:g} to {self.high:g}; give two numbers above 0, "
+                "the lower one first"
+            )
+        return self
+
+
+def _storage(address: str) -> BaseStorage:
+    """SQLite or any other database by its URL; ``journal:PATH`` for network file systems."""
+    try:
+        if address.startswith("journal:"):
+            return JournalStorage(JournalFileBackend(address.removeprefix("journal:")))
+        return RDBStorage(address)
+    # SQLAlchemy's errors differ by database.
+    except Exception as error:
+        line = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"no Optuna storage at {address} ({line}); write sqlite:///FILE, another database's "
+            "URL, or journal:FILE"
+        ) from error
+
+
+def open_study(
+    address: str,
+    name: str,
+    start: Mapping[str, float],
+    multi_objective: bool,
+    lock: Path,
+    settings: str = "",
+) -> optuna.Study:
+    """The study of that name, made where it is not there yet with ``start`` as its first trial.
+
+    ``settings`` stands for all that makes values comparable. Raises UserError for a study of
+    another one, and for a storage that does not answer.
+    """
+    maximize, minimize = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
+    directions = [maximize, minimize] if multi_objective else [maximize]
+    with exclusively(lock):
+        study = optuna.create_study(
+            storage=_storage(address),
+            study_name=name,
+            directions=directions,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
+            load_if_exists=True,
+        )
+        if len(study.directions) != len(directions):
+            raise UserError(f"study {name} has another objective; name another study")
+        if study.user_attrs.setdefault("settings", settings) != settings:
+            raise UserError(
+                f"study {name} was made with other settings, whose values do not compare with "
+                "these; name another study, or leave its name out"
+            )
+        study.set_user_attr("settings", settings)
+        if start and not study.get_trials(deepcopy=False):
+            study.enqueue_trial(dict(start))
+    return study
+
+
+def propose(trial: Trial, space: Mapping[str, Range]) -> dict[str, float]:
+    """A value of each parameter, log-uniform in its range."""
+    return {
+        name: trial.suggest_float(name, bounds.low, bounds.high, log=True)
+        for name, bounds in space.items()
+    }
+
+
+def _sampler(seed: int, number: int) -> optuna.samplers.TPESampler:
+    """The sampler of one trial: its randomness is a function of the seed and of the number.
+
+    So a resumed study goes on as it would have, and two workers never draw the same point.
+    """
+    digest = hashlib.sha256(f"{seed}/{number}".encode()).digest()
+    return optuna.samplers.TPESampler(
+        seed=int.from_bytes(digest[:4], "big"),
+        multivariate=True,
+    )
+
+
+def counted(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that came to an end: complete or pruned, not those that failed."""
+    return study.get_trials(deepcopy=False, states=ENDED)
+
+
+def run_trials(
+    study: optuna.Study,
+    seed: int,
+    wanted: int,
+    folder: Path,
+    objective: Callable[[Trial], float | Sequence[float]],
+    on_wait: Callable[[], None],
+) -> None:
+    """Do trials until the study has ``wanted`` that came to an end, all workers together.
+
+    ``on_wait`` is called while other workers do the last ones. ``folder`` holds the locks.
+    """
+    held = ExitStack()
+    while True:
+        with exclusively(folder / "lock"):
+            _retry_abandoned(study)
+            # One look at all of them: a trial that ends between two looks would be in neither.
+            states = [trial.state for trial in study.get_trials(deepcopy=False)]
+            done = sum(state in ENDED for state in states)
+            if done >= wanted:
+                return
+            trial = None
+            if done + states.count(TrialState.RUNNING) < wanted:
+                # The next one is the first that waits, if any does: its number is its own.
+                waits = TrialState.WAITING in states
+                number = states.index(TrialState.WAITING) if waits else len(states)
+                study.sampler = _sampler(seed, number)
+                trial = study.ask()
+                lock = (folder / f"trial-{trial.number}").absolute()
+                held.enter_context(exclusively(lock))
+                trial.set_user_attr("lock", f"{socket.gethostname()}:{lock}")
+        if trial is None:
+            on_wait()
+            continue
+        try:
+            study.tell(trial, objective(trial))
+        except optuna.TrialPruned:
+            study.tell(trial, state=TrialState.PRUNED)
+        except BaseException:
+            study.tell(trial, state=TrialState.FAIL)
+            raise
+        finally:
+            held.close()
+
+
+def _retry_abandoned(study: optuna.Study) -> None:
+    """Fail the trials whose worker on this machine is dead, and put them in the queue again."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        # Who holds the lock of the study sees no trial without one of its own, but of the dead.
+        host, _, path = trial.user_attrs.get("lock", f"{socket.gethostname()}:").partition(":")
+        if host != socket.gethostname() or (path and not _free(Path(path))):
+            continue
+        study.tell(trial.number, state=TrialState.FAIL)
+        # Before its worker has drawn a point, a trial may have had one given.
+        point = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        requeue(study, point, f"trial {trial.number} was abandoned")
+
+
+def _free(file: Path) -> bool:
+    try:
+        return not is_locked(file)
+    except FileNotFoundError:
+        return True
+
+
+def requeue(study: optuna.Study, params: Mapping[str, float], why: str) -> None:
+    """Have a trial with these parameters done again, by whichever worker is next."""
+    study.enqueue_trial(dict(params), user_attrs={"retry": why})
+
+
+def feasible(trial: FrozenTrial) -> bool:
+    """Whether the trial was judged and passes none of its bounds."""
+    return bool(trial.constraints) and max(trial.constraints.values()) <= 0
+
+
+def best_trial(study: optuna.Study) -> FrozenTrial | None:
+    """The feasible trial with the highest AUROC, of equal ones the first; None without any."""
+    candidates = [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if feasible(trial)
+    ]
+    return max(candidates, key=lambda trial: (trial.values[0], -trial.number), default=None)
