@@ -100,10 +100,37 @@ def test_there_is_one_run_a_model_and_seed_its_analyses_and_one_report(store, mo
     assert {run.tags["analysis"] for run in analyses} == {"fourier", "extremes"}
     [analysed] = {run.tags["analysed"] for run in analyses}
     assert analysed == models[PLAIN].run_id
-    # The two analyses have a parent.
-    assert len(analyses) == 2 and len(everything) == len(EXPECTED) + 2 + 1 + 1
+    # The two analyses have a parent, and so have the seeds of three settings.
+    assert len(analyses) == 2 and len(everything) == len(EXPECTED) + 2 + 1 + 1 + 3
     assert {run.status for run in everything} == {"FINISHED"}
-    assert [run.tags["kind"] for run in everything][0] == "report"
+    kinds = [run.tags["kind"] for run in everything]
+    assert [kind for kind in kinds if kind != "seeds"][0] == "report"
+
+
+def test_each_setting_has_a_parent_of_its_seeds_with_their_mean_and_deviation(store, models):
+    parents = {run.run_id: run for run in runs.find(store, {"kind": "seeds"})}
+    nested: dict[str, list[runs.RunInfo]] = {}
+    for run in models.values():
+        nested.setdefault(run.parent, []).append(run)
+    # There is one general model, whatever the seeds.
+    assert nested.pop("") == [models[GENERAL]]
+    assert set(nested) == set(parents) and len(parents) == 3
+    for parent, of_it in nested.items():
+        tags = parents[parent].tags
+        assert sorted(run.tags["seed"] for run in of_it) == ["1", "2"] and tags["seeds"] == "1,2"
+        assert tags["registered"] == "false" and not parents[parent].parent
+        for name in ("model", "dataset", "role", "setting", *KEYS[3:6]):
+            assert {run.tags[name] for run in of_it} == {tags[name]}
+        expected = {}
+        for name in of_it[0].metrics:
+            values = [run.metrics[name] for run in of_it]
+            expected[f"{name}/mean"] = pytest.approx(np.mean(values), rel=1e-9)
+            expected[f"{name}/std"] = pytest.approx(np.std(values, ddof=1), rel=1e-9)
+        # Diff† as well, which was added to runs that were finished.
+        assert parents[parent].metrics == expected
+        with runs.artifact(store, parent, "seeds/seeds.csv") as file:
+            frame = pd.read_csv(file).set_index("run_id")
+        assert {run.run_id: int(run.tags["seed"]) for run in of_it} == frame["seed"].to_dict()
 
 
 def test_run_names_say_what_the_runs_are(models):
@@ -326,13 +353,13 @@ def test_a_second_call_trains_nothing_and_rewrites_the_report(trained, tiny, mod
     before = report.read_text()
     report.write_text("old")
     (trained.folder / "report" / "tables" / "detection-sketch.csv").unlink()
-    outcome = trained.oodflow("main", "--seeds", "1,2", *tiny)
+    outcome = trained.oodflow("main", "--seeds", "1,2", "--workers", "1", *tiny)
     assert outcome.code == 0
     assert report.read_text() == before
     assert (trained.folder / "report" / "tables" / "detection-sketch.csv").is_file()
     found = runs.find(trained.store(), {})
     kinds = Counter(run.tags["kind"] for run in found)
-    assert kinds == {"report": 2, "analyse": 3, "finetune": 6, "train": 1}
+    assert kinds == {"report": 2, "analyse": 3, "finetune": 6, "train": 1, "seeds": 3}
     assert len({run.tags["spec"] for run in trainings(trained.store())}) == len(models)
 
 
@@ -340,7 +367,8 @@ def test_main_under_mlflow_run_gives_every_model_a_run_of_its_own(trained, tiny)
     """``mlflow run`` has made one run for the command: it must not become all seven models."""
     store = trained.store()
     claimed = store.client.create_run(store.experiment_id).info.run_id
-    outcome = trained.oodflow("main", "--seeds", "3", *tiny, MLFLOW_RUN_ID=claimed)
+    words = ("main", "--seeds", "3", "--workers", "1", *tiny)
+    outcome = trained.oodflow(*words, MLFLOW_RUN_ID=claimed)
     assert outcome.code == 0, outcome.err
     new = trainings(store, seed="3")
     assert len({run.tags["spec"] for run in new}) == 4

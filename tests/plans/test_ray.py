@@ -1,9 +1,5 @@
-"""``oodflow reproduce --engine ray``: real Ray processes on this machine, one of which is killed.
+"""``oodflow reproduce --engine ray``: real Ray processes on this machine, one of them killed."""
 
-Every process of a call has its mark in the environment, so that none of another call is touched.
-"""
-
-import contextlib
 import csv
 import os
 import re
@@ -16,6 +12,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("ray", reason="the extra ray is not installed")
+
+from plans.processes import marked, opened, trainers, two_under_way
 
 from oodflow.errors import UserError
 from oodflow.plans.ray_engine import REQUIREMENT, check_store, room
@@ -44,6 +42,7 @@ steps:
     entry_point: report
 """
 WORDS = ("reproduce", "--plan", "plan.yaml")
+HERE = (*WORDS, "--workers", "1")
 RAY = (*WORDS, "--engine", "ray")
 
 
@@ -52,33 +51,6 @@ def cloned(workspace, folder):
     made = workspace.clone(folder)
     (made.folder / "plan.yaml").write_text(PLAN)
     return made
-
-
-def marked(mark: str) -> set[int]:
-    """Ids of the living processes that have the mark in their environment."""
-    found = set()
-    for place in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            living = (place / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-            if living and f"={mark}\0".encode() in (place / "environ").read_bytes():
-                found.add(int(place.name))
-    return found
-
-
-def opened(process: int) -> list[Path]:
-    """What a process has opened: files, and sockets as ``socket:[NUMBER]``; none if it is over."""
-    found = []
-    with contextlib.suppress(OSError):
-        for handle in os.listdir(f"/proc/{process}/fd"):
-            with contextlib.suppress(OSError):
-                found.append(Path(os.readlink(f"/proc/{process}/fd/{handle}")))
-    return found
-
-
-def trainers(workspace, processes: set[int]) -> list[int]:
-    """Those of the processes that have a training of the workspace in hand."""
-    locks = set(workspace.folder.glob(".oodflow/*/lock"))
-    return [process for process in sorted(processes) if locks & set(opened(process))]
 
 
 def listening(processes: set[int]) -> set[str]:
@@ -93,11 +65,6 @@ def listening(processes: set[int]) -> set[str]:
                 word = bytes.fromhex(fields[1].split(":")[0])[-4:]
                 found.add(socket.inet_ntoa(int.from_bytes(word, sys.byteorder).to_bytes(4, "big")))
     return found
-
-
-def two_under_way(workspace) -> bool:
-    """Whether two trainings are in hand, each with a checkpoint."""
-    return len(list(workspace.folder.glob(".oodflow/*/training.safetensors"))) == 2
 
 
 def rows(store) -> dict[str, dict[str, str]]:
@@ -119,7 +86,7 @@ def weights(store) -> dict[str, str]:
 def general(blank_workspace, fork, tmp_path_factory):
     """A workspace with the general model."""
     workspace = cloned(blank_workspace, tmp_path_factory.mktemp("general") / "workspace")
-    assert fork(workspace, (*WORDS, "--only", "general")).ended() == 0
+    assert fork(workspace, (*HERE, "--only", "general")).ended() == 0
     return workspace
 
 
@@ -137,6 +104,7 @@ def completed(general, fork, tmp_path_factory):
     return workspace, call, addresses, mark
 
 
+@pytest.mark.long
 def test_a_plan_completes_though_a_worker_is_killed_in_the_middle(completed):
     workspace, call, _, _ = completed
     assert call.err == ""
@@ -150,10 +118,11 @@ def test_a_plan_completes_though_a_worker_is_killed_in_the_middle(completed):
     assert not list((workspace.folder / ".oodflow").glob("*"))
 
 
+@pytest.mark.long
 def test_no_number_depends_on_the_engine_or_on_the_killed_worker(completed, general, tmp_path):
     plain = cloned(general, tmp_path / "workspace")
     # Not forked: with another number of threads sums are rounded otherwise.
-    call = plain.process(*WORDS, "--only", "finetuned", OMP_NUM_THREADS="1")
+    call = plain.process(*HERE, "--only", "finetuned", OMP_NUM_THREADS="1")
     _, err = call.communicate(timeout=300)
     assert call.returncode == 0, err
     expected = weights(plain.store())
@@ -161,6 +130,7 @@ def test_no_number_depends_on_the_engine_or_on_the_killed_worker(completed, gene
     assert len(expected) == 3 and expected.items() <= found.items()
 
 
+@pytest.mark.long
 def test_a_killed_training_goes_on_at_its_last_report_in_the_same_run(completed):
     """It has every report once, at times before and after the kill."""
     store = completed[0].store()
@@ -169,12 +139,14 @@ def test_a_killed_training_goes_on_at_its_last_report_in_the_same_run(completed)
         assert [point.step for point in points] == list(range(6, 61, 6))
 
 
+@pytest.mark.long
 def test_tasks_are_done_at_the_same_time(completed):
     first, second = runs.find(completed[0].store(), {"kind": "finetune"})
     assert first.started < second.started + second.seconds
     assert second.started < first.started + first.seconds
 
 
+@pytest.mark.long
 def test_ray_listens_on_this_machine_alone_and_leaves_no_process(completed):
     _, _, addresses, mark = completed
     assert addresses == {"127.0.0.1"}
@@ -196,6 +168,7 @@ def terminated(general, fork, tmp_path_factory):
     return workspace, call, call.ended(), mark
 
 
+@pytest.mark.long
 def test_without_retries_a_dead_worker_is_a_failure_that_stops_no_other(terminated):
     _, call, _, _ = terminated
     failure, _ = call.err.strip().splitlines()
@@ -203,6 +176,7 @@ def test_without_retries_a_dead_worker_is_a_failure_that_stops_no_other(terminat
     assert re.match(said, failure)
 
 
+@pytest.mark.long
 def test_sigterm_stops_the_workers_and_marks_what_was_under_way(terminated):
     workspace, call, code, mark = terminated
     assert code == 143
@@ -214,10 +188,11 @@ def test_sigterm_stops_the_workers_and_marks_what_was_under_way(terminated):
     assert marked(mark) == set()
 
 
+@pytest.mark.long
 def test_after_it_the_same_command_goes_on(terminated, fork):
     workspace, *_ = terminated
     before = {run.run_id for run in runs.find(workspace.store(), {"kind": "finetune"})}
-    call = fork(workspace, WORDS)
+    call = fork(workspace, HERE)
     call.when(lambda: "goes on at update" in call.out)
     call.send(signal.SIGINT)
     assert call.ended() == 130
@@ -234,6 +209,7 @@ def test_after_it_the_same_command_goes_on(terminated, fork):
     ("--engine ray --gpus -1", ["gpus is -1"]),
     ("--engine slurm", ["'slurm'", "process", "ray"]),
     ("--engine ray --ray-address 127.0.0.1:1", ["127.0.0.1:1", "refused", "ray start --head"]),
+    ("--engine ray --workers 2", ["workers", "engine process"]),
     ("--gpus 0.5", ["gpus", "--engine ray"]),
     ("--ray-address 127.0.0.1:1", ["ray_address", "--engine ray"]),
 ])  # fmt: skip

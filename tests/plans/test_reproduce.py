@@ -452,6 +452,9 @@ def test_an_interruption_is_exit_code_130_and_the_same_command_goes_on(trained):
     ("--general-set nope", ["'nope'", "sketch-general"]),
     ("--device quantum", ["'quantum'"]),
     ("--preset huge", ["'huge'", "paper"]),
+    ("--plan plan.yaml --workers 0", ["workers is 0", "at least 1"]),
+    ("--plan plan.yaml --workers -2", ["workers is -2", "at least 1"]),
+    ("--plan plan.yaml --workers many", ["--workers", "'many'"]),
 ])  # fmt: skip
 def test_bad_input_is_refused_in_one_line_before_any_run_is_made(blank, words, said):
     written(blank, PLAN)

@@ -35,7 +35,7 @@ def test_it_is_the_same_experiment_with_the_same_numbers(blank, tiny, seen, word
 
 
 def test_both_reach_the_trainings_of_a_plan(blank, tiny, seen):
-    words = ("--recompute", "--accumulate", "2")
+    words = ("--recompute", "--accumulate", "2", "--workers", "1")
     outcome = blank.oodflow("main", "--seeds", "1", *tiny, *words)
     assert outcome.code == 0, outcome.err
     assert len(seen) == 4 and set(seen) == {("recomputed", 2)}
