@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 
 from oodflow.tracking.registry import FAMILIES, Registry, is_plain
-from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.run_info import RunInfo
 from reports.collect import auroc_frame, fourier_frame
 from reports.document import Claim
 from reports.layouts import LOSS_NAMES, SCORE_NAMES

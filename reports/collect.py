@@ -6,7 +6,7 @@ import pandas as pd
 
 from oodflow.data.catalog import CATALOG, lookup, slug_of
 from oodflow.tracking.registry import Registry, is_plain, seed_of
-from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.run_info import RunInfo
 
 __all__ = [
     "FURTHER",

@@ -11,7 +11,7 @@ from oodflow.errors import UserError
 from oodflow.options import ReportOptions
 from oodflow.tracking import runs
 from oodflow.tracking.registry import Registry, read_registry
-from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.store import Store, open_store
 from reports.claims import check_claims
 from reports.contents import all_tables

@@ -14,7 +14,7 @@ from oodflow.evaluation.plots import effect_figure
 from oodflow.evaluation.scores import clip_non_finite, compute_scores
 from oodflow.tracking import runs
 from oodflow.tracking.registry import FAMILIES, Registry, is_plain, seed_of
-from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.store import Store
 from reports.collect import auroc_frame
 from reports.layouts import SHORT_LOSS_NAMES

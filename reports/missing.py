@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from oodflow.data.catalog import CATALOG, data_folder, lookup
 from oodflow.presets import PRESETS
 from oodflow.tracking.registry import Registry
-from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.run_info import RunInfo
 from reports.layouts import (
     ALL,
     KIND_NAMES,

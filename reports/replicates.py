@@ -13,7 +13,7 @@ from oodflow.evaluation.score_table import read_table
 from oodflow.evaluation.scores import clip_non_finite, compute_scores
 from oodflow.tracking import runs
 from oodflow.tracking.registry import CONTRASTS, Registry
-from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.store import Store
 
 __all__ = ["Scored", "check_same_images", "read_scores", "replicates_of"]

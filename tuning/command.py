@@ -20,7 +20,7 @@ from oodflow.files import STATE_FOLDER, exclusively
 from oodflow.options import AUTO, TuneOptions
 from oodflow.presets import OUTLIER_WEIGHTS
 from oodflow.tracking import runs
-from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.run_info import RunInfo
 from oodflow.workflow.session import Session, open_session
 from oodflow.workflow.training_plan import TrainingPlan, run_tags
 from tuning.figures import save_figures

@@ -11,10 +11,10 @@ from oodflow.bench.machine import arithmetic, bandwidth, matmul_peak
 from oodflow.bench.timed_training import IMAGES, PHASES, TimedTraining
 from oodflow.errors import UserError
 from oodflow.experiment import COMPRESSORS, Experiment
+from oodflow.models.device import available_device
 from oodflow.models.glow import Scale
 from oodflow.options import BenchOptions, FinetuneOptions, carried
 from oodflow.presets import PRESETS, architecture, build_experiment, classifier_loss, loss_of
-from oodflow.workflow.session import available_device
 
 __all__ = ["Bench", "Floor", "Update", "measure"]
 

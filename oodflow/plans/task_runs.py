@@ -21,7 +21,7 @@ from oodflow.options import (
 )
 from oodflow.plans.tasks import SUBJECT, TRAINING, Task
 from oodflow.tracking import runs
-from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.run_info import RunInfo
 from oodflow.workflow.analyse import analyse
 from oodflow.workflow.evaluate import contrasts, evaluate
 from oodflow.workflow.evaluation_run import evaluate_run

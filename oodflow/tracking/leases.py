@@ -35,7 +35,7 @@ from pathlib import Path
 from oodflow.errors import ResourceError, UserError
 from oodflow.files import STATE_FOLDER, exclusively, is_locked
 from oodflow.tracking import runs
-from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.store import Store, failing_fast
 
 __all__ = ["PAUSE", "LeaseTaken", "Sighting", "leased", "leased_in_turn", "observe"]

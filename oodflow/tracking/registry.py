@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from oodflow.data.catalog import CATALOG, lookup, slug_of
 from oodflow.tracking import runs
-from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.store import Store
 
 __all__ = ["CONTRASTS", "FAMILIES", "Registry", "is_plain", "read_registry", "seed_of"]

@@ -24,11 +24,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.git_utils import get_git_commit
 
 from oodflow.errors import ResourceError, UserError
+from oodflow.tracking.run_info import COMMIT, PARENT, PREFIX, RunInfo
 from oodflow.tracking.store import Store, cause, failing_fast, is_missing
 
 __all__ = [
     "DatasetUse",
-    "RunInfo",
     "artifact",
     "end",
     "ended_on_error",
@@ -54,34 +54,8 @@ __all__ = [
     "start",
 ]
 
-PREFIX = "oodflow."
-COMMIT = "mlflow.source.git.commit"
-"""MLflow's own tag, which its page of a run shows."""
 BATCH = 900
 """Metrics sent in one request; MLflow takes at most 1 000."""
-
-
-@dataclass(frozen=True)
-class RunInfo:
-    """A run as plain values; ``tags`` are ours, without their prefix."""
-
-    run_id: str
-    name: str
-    status: str
-    started: float
-    seconds: float
-    parent: str
-    tags: Mapping[str, str]
-    metrics: Mapping[str, float]
-    params: Mapping[str, str]
-    commit: str = ""
-    """The project's git commit that the run was made with; "" outside a repository."""
-    experiment_id: str = ""
-
-    @property
-    def registered(self) -> bool:
-        """Whether reports may use it: finished, evaluated, with a version in the registry."""
-        return self.status == "FINISHED" and self.tags.get("registered") == "true"
 
 
 def _info(run: Run) -> RunInfo:
@@ -93,7 +67,7 @@ def _info(run: Run) -> RunInfo:
         status=run.info.status,
         started=run.info.start_time / 1000,
         seconds=(ended - run.info.start_time) / 1000,
-        parent=tags.get("mlflow.parentRunId", ""),
+        parent=tags.get(PARENT, ""),
         tags={k.removeprefix(PREFIX): v for k, v in tags.items() if k.startswith(PREFIX)},
         metrics=dict(run.data.metrics),
         params=dict(run.data.params),
@@ -120,7 +94,7 @@ def start(
     if commit := commit or own_commit():
         ours[COMMIT] = commit
     if parent:
-        ours["mlflow.parentRunId"] = parent
+        ours[PARENT] = parent
     if not project_run:
         run = store.client.create_run(store.experiment_id, started or None, ours, name)
         return run.info.run_id
@@ -183,7 +157,7 @@ def reopen(store: Store, run_id: str) -> None:
 
 def nest(store: Store, run_id: str, parent: str) -> None:
     """Make a run a child of another one, under which the MLflow UI folds it."""
-    store.client.set_tag(run_id, "mlflow.parentRunId", parent)
+    store.client.set_tag(run_id, PARENT, parent)
 
 
 def set_tags(store: Store, run_id: str, tags: Mapping[str, str], description: str = "") -> None:

@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 
 from oodflow.errors import ResourceError, UserError
 from oodflow.files import exclusively
+from oodflow.tracking.run_info import tracking_uri
 
 # Read by mlflow when it is imported; who wants its usage telemetry turns it on in the environment.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -38,7 +39,6 @@ __all__ = [
     "failing_fast",
     "is_missing",
     "open_store",
-    "tracking_uri",
 ]
 
 FAIL_FAST = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -74,11 +74,6 @@ class Store:
         """Address of a run in the MLflow UI."""
         base = "http://127.0.0.1:5000" if self.ui_command else self.uri.rstrip("/")
         return f"{base}/#/experiments/{experiment_id}/runs/{run_id}"
-
-
-def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, else SQLite ``mlflow.db`` in the working folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
 def open_store(uri: str = "") -> Store:

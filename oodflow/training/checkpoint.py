@@ -42,6 +42,9 @@ __all__ = [
     "write_atomically",
 ]
 
+LARGE = 2_000_000
+"""Values of a model from which on it is built without random weights."""
+
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "training.safetensors"
 PREVIOUS_FILE = "training.previous.safetensors"
@@ -133,8 +136,10 @@ def load_model(path: Path) -> tuple[LikelihoodModel, Experiment, str]:
     """A model with its weights, its experiment, and the weights' digest."""
     tensors, facts = _load(path)
     experiment = _experiment(path, facts)
-    # No random weights that are replaced at once: a dense Glow's projections take seconds each.
-    with torch.device("meta"):
+    # Random weights that are replaced at once cost a small model nothing, but a dense Glow's
+    # projections take seconds each; the meta device costs its import, of seconds as well.
+    large = sum(tensor.numel() for tensor in tensors.values()) > LARGE
+    with torch.device("meta" if large else "cpu"), torch.random.fork_rng(devices=[]):
         model = build_model(experiment.model)
     try:
         model.load_state_dict(tensors, assign=True)

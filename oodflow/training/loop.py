@@ -25,7 +25,7 @@ from oodflow.training.optimisers import (
 from oodflow.training.stabilisation import all_finite
 from oodflow.training.vector import ParameterVector
 
-__all__ = ["TrainingReport", "Trainer", "initialise", "new_model", "resolve_device"]
+__all__ = ["TrainingReport", "Trainer", "initialise", "new_model"]
 
 INITIALISATION_IMAGES = 704
 """Images in the one pass of data-dependent initialisation (authors: 11 batches of 64)."""
@@ -41,13 +41,6 @@ class TrainingReport:
     dropped_images: int
     skipped_batches: int
     skipped_updates: int
-
-
-def resolve_device(name: str) -> torch.device:
-    """``auto`` is the first GPU where there is one, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def new_model(experiment: Experiment, device: torch.device) -> LikelihoodModel:

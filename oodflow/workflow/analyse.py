@@ -18,7 +18,7 @@ from oodflow.errors import UserError, unknown_name
 from oodflow.options import AUTO, AnalyseOptions
 from oodflow.tracking import runs
 from oodflow.tracking.registry import read_registry
-from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.run_info import RunInfo
 from oodflow.workflow.analyses import ANALYSES, AnalysisTask
 from oodflow.workflow.session import Session, dataset_use, open_session
 

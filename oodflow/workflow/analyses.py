@@ -31,7 +31,7 @@ from oodflow.experiment import MODELS, json_hash
 from oodflow.models.likelihood import NOISE_FREE
 from oodflow.options import AUTO, AnalyseOptions
 from oodflow.tracking import runs
-from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.run_info import RunInfo
 from oodflow.workflow.evaluation_run import score_table
 from oodflow.workflow.session import LoadedModel, Session, check_same_shape
 

@@ -9,7 +9,7 @@ from oodflow.errors import UserError
 from oodflow.experiment import Model
 from oodflow.options import TUNED, FinetuneOptions
 from oodflow.tracking import runs
-from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.store import Store
 
 __all__ = [

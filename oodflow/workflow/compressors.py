@@ -4,7 +4,7 @@ from oodflow.experiment import Data, Experiment, Loss, Model, Optimisation
 from oodflow.models.build import build_model
 from oodflow.tracking import runs
 from oodflow.tracking.leases import leased_in_turn
-from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.run_info import RunInfo
 from oodflow.workflow.session import Session
 from oodflow.workflow.training_plan import TrainingPlan, model_name, run_tags
 from oodflow.workflow.training_run import keep_weights

@@ -5,7 +5,7 @@ from oodflow.errors import UserError
 from oodflow.experiment import COMPRESSORS, Model
 from oodflow.options import AUTO, EvaluateOptions
 from oodflow.tracking import runs
-from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.run_info import RunInfo
 from oodflow.workflow import results
 from oodflow.workflow.choose import diff_outlier_general, general_of, in_distribution_runs
 from oodflow.workflow.compressors import compressor_run

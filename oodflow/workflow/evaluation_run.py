@@ -22,7 +22,7 @@ from oodflow.evaluation.scores import (
     compute_scores,
 )
 from oodflow.tracking import runs
-from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.run_info import RunInfo
 from oodflow.workflow import results
 from oodflow.workflow.session import LoadedModel, Session, check_same_shape, dataset_use
 from oodflow.workflow.sharing import Scoring, score_together

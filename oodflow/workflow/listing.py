@@ -5,19 +5,23 @@ from datetime import datetime
 from rich.table import Table
 
 from oodflow import console
-from oodflow.tracking import runs
-from oodflow.tracking.store import open_store
-from oodflow.workflow import results
+from oodflow.tracking.database import find_locally
+from oodflow.tracking.run_info import tracking_uri
 
 __all__ = ["list_command", "show_command"]
 
 
 def list_command(dataset: str, kind: str, registered: bool) -> None:
     """All runs that the filters leave, the newest first."""
-    store = open_store()
     wanted = {"dataset": dataset, "kind": kind, "registered": "true" if registered else ""}
     tags = {name: value for name, value in wanted.items() if value}
-    found = runs.find(store, tags)
+    uri, found = tracking_uri(), find_locally(tracking_uri(), tags)
+    if found is None:
+        # Imported where they are needed: mlflow takes longer than all the rest.
+        from oodflow.tracking import runs
+        from oodflow.tracking.store import open_store
+
+        found = runs.find(open_store(), tags)
     if not found:
         console.say("no runs; make some: oodflow main")
         return
@@ -37,11 +41,15 @@ def list_command(dataset: str, kind: str, registered: bool) -> None:
             f"{100 * max(best):.1f}" if best else "",
         )
     console.show(table)
-    console.say(f"{len(found)} runs at {store.uri}")
+    console.say(f"{len(found)} runs at {uri}")
 
 
 def show_command(reference: str) -> None:
     """One run: what it was, its numbers, its files."""
+    from oodflow.tracking import runs
+    from oodflow.tracking.store import open_store
+    from oodflow.workflow import results
+
     store = open_store()
     run = runs.resolve(store, reference)
     facts = Table("", "", show_header=False, title=run.name)

@@ -19,7 +19,7 @@ from oodflow.options import (
     TrainOptions,
 )
 from oodflow.presets import architecture, build_experiment, classifier_loss, loss_of
-from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.run_info import RunInfo
 from oodflow.training.distributed import world
 from oodflow.workflow.choose import contrast_of, general_of, newest_general, own_of, tuned
 from oodflow.workflow.session import Session, check_same_shape

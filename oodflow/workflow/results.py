@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from oodflow import console
 from oodflow.data.catalog import slug_of
 from oodflow.evaluation.scores import SCORES
-from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.run_info import RunInfo
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -1,7 +1,8 @@
-"""``oodflow score``: log-likelihoods of image files under a run's model, one row an image."""
+"""``oodflow score``: log-likelihoods of image files under a run's model, one row per image."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -11,11 +12,13 @@ from oodflow import console
 from oodflow.data.image_files import UnreadableImage, find_images, read_image
 from oodflow.errors import UserError
 from oodflow.evaluation.scoring import score_images
-from oodflow.options import PlaceOptions
-from oodflow.tracking import runs
-from oodflow.workflow.session import open_session
+from oodflow.models.device import available_device
+from oodflow.models.likelihood import LikelihoodModel
+from oodflow.tracking.database import local_artifact
+from oodflow.tracking.run_info import tracking_uri
+from oodflow.training.checkpoint import MODEL_FILE, load_model
 
-__all__ = ["command"]
+__all__ = ["command", "score_files"]
 
 WRITERS: Mapping[str, Callable[[pd.DataFrame, Path], None]] = {
     ".csv": lambda table, path: table.to_csv(path, index=False),
@@ -28,11 +31,33 @@ def command(run: str, paths: Sequence[str], out: str, resize: bool, device: str)
     target = Path(out)
     if target.suffix not in WRITERS:
         raise UserError(f"--out {out} must end in {' or '.join(WRITERS)}")
-    session = open_session(PlaceOptions(device=device))
-    loaded = session.model(runs.resolve(session.store, run))
-    shape = loaded.model.image_shape
+    place = available_device(device)
+    with _checkpoint(run) as file:
+        model, _, _ = load_model(file)
+    table, unreadable = score_files(
+        model.to(place).eval(), find_images([Path(path) for path in paths]), resize, place
+    )
+    if len(table):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            WRITERS[target.suffix](table, target)
+        except OSError as error:
+            raise UserError(f"cannot write {out}: {error.strerror}") from error
+        console.say(f"{len(table)} images scored: {out}")
+    for name, problem in unreadable.items():
+        console.error(f"{name} cannot be read: {problem}")
+    return 1 if unreadable else 0
+
+
+def score_files(
+    model: LikelihoodModel, files: Sequence[Path], resize: bool, device: torch.device
+) -> tuple[pd.DataFrame, dict[Path, str]]:
+    """One row per image: file, log_prob (nats), scale1 …, last_scale, bpd; and what was unreadable.
+
+    With ``resize`` images of another size than the model's are resized, else they are unreadable.
+    """
+    shape = model.image_shape
     names, pixels, unreadable = [], [], {}
-    files = find_images([Path(path) for path in paths])
     with console.progress("reading", len(files)) as advance:
         for done, file in enumerate(files, start=1):
             try:
@@ -41,27 +66,31 @@ def command(run: str, paths: Sequence[str], out: str, resize: bool, device: str)
             except UnreadableImage as error:
                 unreadable[file] = str(error)
             advance(done)
-    if pixels:
-        with console.progress("scoring", len(pixels)) as advance:
-            table = score_images(
-                loaded.model,
-                torch.stack(pixels),
-                None,
-                device=session.device,
-                on_progress=advance,
-            )
-        scales = [f"scale{i + 1}" for i in range(loaded.model.scales)]
-        result = table[["log_prob", *(name for name in scales if name in table)]].copy()
-        result.insert(0, "file", names)
-        if loaded.model.scales > 1:
-            result["last_scale"] = result[scales[-1]]
-        result["bpd"] = -result["log_prob"] / (math.prod(shape) * math.log(2))
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            WRITERS[target.suffix](result, target)
-        except OSError as error:
-            raise UserError(f"cannot write {out}: {error.strerror}") from error
-        console.say(f"{len(result)} images scored: {out}")
-    for file, problem in unreadable.items():
-        console.error(f"{file} cannot be read: {problem}")
-    return 1 if unreadable else 0
+    if not pixels:
+        return pd.DataFrame(), unreadable
+    with console.progress("scoring", len(pixels)) as advance:
+        scored = score_images(model, torch.stack(pixels), None, device=device, on_progress=advance)
+    scales = [f"scale{i + 1}" for i in range(model.scales)]
+    table = scored[["log_prob", *(name for name in scales if name in scored)]].copy()
+    table.insert(0, "file", names)
+    if model.scales > 1:
+        table["last_scale"] = table[scales[-1]]
+    table["bpd"] = -table["log_prob"] / (math.prod(shape) * math.log(2))
+    return table, unreadable
+
+
+@contextmanager
+def _checkpoint(reference: str) -> Iterator[Path]:
+    """The weights of a run, straight from its folder where that is on this machine."""
+    path = f"checkpoints/{MODEL_FILE}"
+    local = local_artifact(tracking_uri(), reference, path)
+    if local:
+        yield local
+        return
+    # Imported where they are needed: mlflow takes longer than scoring a thousand images.
+    from oodflow.tracking import runs
+    from oodflow.tracking.store import open_store
+
+    store = open_store()
+    with runs.artifact(store, runs.resolve(store, reference).run_id, path) as file:
+        yield file

@@ -13,17 +13,18 @@ import pandas as pd
 from oodflow import console
 from oodflow.errors import UserError
 from oodflow.evaluation.metrics import mean_std
+from oodflow.models.device import available_device
 from oodflow.options import FinetuneOptions, TrainOptions
 from oodflow.tracking import runs
 from oodflow.tracking.leases import leased_in_turn
-from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.store import Store
 from oodflow.training.distributed import broadcast, process_group, rank
 from oodflow.workflow import results
 from oodflow.workflow.choose import diff_outlier_general
 from oodflow.workflow.evaluation_run import describe_run, evaluate_run
 from oodflow.workflow.planning import make_plan
-from oodflow.workflow.session import Session, available_device, open_session
+from oodflow.workflow.session import Session, open_session
 from oodflow.workflow.training_plan import TrainingPlan, model_name, run_tags
 from oodflow.workflow.training_run import train_along, train_run
 

@@ -11,19 +11,18 @@ from oodflow.data.images import Images, describe, images_of, present
 from oodflow.data.prepared import Prepared
 from oodflow.errors import UserError
 from oodflow.experiment import Experiment
+from oodflow.models.device import available_device
 from oodflow.models.likelihood import LikelihoodModel
 from oodflow.options import AUTO, Options, PlaceOptions, RunOptions
 from oodflow.tracking import runs
-from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.store import Store, open_store
 from oodflow.training.checkpoint import MODEL_FILE, load_model
 from oodflow.training.distributed import launched, world
-from oodflow.training.loop import resolve_device
 
 __all__ = [
     "LoadedModel",
     "Session",
-    "available_device",
     "check_same_shape",
     "computing",
     "dataset_use",
@@ -128,16 +127,6 @@ def computing(options: Options) -> tuple[str, int]:
     if not isinstance(options, RunOptions):
         return "fused", 1
     return "recomputed" if options.recompute else "fused", options.accumulate
-
-
-def available_device(name: str) -> torch.device:
-    """The device of a name; UserError where there is none here."""
-    try:
-        device = resolve_device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} is not available here; try cpu") from error
-    return device
 
 
 def check_same_shape(dataset: str, channels: int, what: str) -> None:

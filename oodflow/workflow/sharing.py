@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from oodflow.evaluation.scoring import score_images
-from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.run_info import RunInfo
 from oodflow.training.distributed import broadcast, gather, rank, world
 from oodflow.workflow.session import Session
 

@@ -19,7 +19,7 @@ from oodflow.tracking.journal import (
     read_reports,
     tell,
 )
-from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.store import Store
 from oodflow.training.checkpoint import load_model
 from oodflow.workflow.run_state import WEIGHTS, deliver_weights, keeping, locked

@@ -7,7 +7,7 @@ from oodflow.data.catalog import slug_of
 from oodflow.experiment import Experiment, parameters, spec_hash
 from oodflow.tracking import runs
 from oodflow.tracking.journal import Record, new_record
-from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.run_info import RunInfo
 from oodflow.workflow.session import Session, dataset_use
 
 __all__ = ["TrainingPlan", "model_name", "record_of", "run_tags"]
