@@ -156,7 +156,7 @@ def loss_table(frame: pd.DataFrame, model: str = "") -> Table:
 
 
 def comparison_table(frame: pd.DataFrame) -> Table:
-    """AUROC of the ratio by general distribution: none, a compressor, Glow, PixelCNN++ (METHOD 6).
+    """AUROC of the ratio by general distribution: none, a compressor, Glow, PixelCNN++ (S6).
 
     ``frame`` has also model (the in-distribution one's family), dataset, ood, general and auroc.
     """

@@ -69,7 +69,8 @@ def train_set_auroc(
 ) -> float:
     """AUROC of log p_in(x) − log p_g(x), in-distribution training images against held-out ones.
 
-    The tables are the models' log-likelihoods of the same images (S4.4, METHOD 6).
+    The tables are the models' log-likelihoods of the same images in the same order (S4.4). The
+    authors' code subtracts two passes that are shuffled independently.
     """
     own = compute_scores(inliers, general_inliers)["diff"]
     other = compute_scores(outliers, general_outliers)["diff"]

@@ -1,4 +1,4 @@
-"""The 300 000 cleaned Tiny Images, the stand-in for all of them (METHOD 8), or any such array.
+"""The cleaned subset of 300 000 Tiny Images, or any other array of such images.
 
 On disk: one ``.npy`` file with an array N×32×32×3 of unsigned bytes in C order: rows, columns,
 channels. Nothing is changed but the order of the axes. 80 % of the images, in seeded runs of 64

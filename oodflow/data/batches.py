@@ -94,8 +94,8 @@ class Batches:
     """The training batches of a dataset, by the number of the step.
 
     A pass goes through the images once in a random order, another in each pass, and drops the last
-    incomplete batch (METHOD 4). ``translate`` is the largest shift in pixels, ``flip`` whether half
-    of the images are mirrored. Raises UserError where there is not even one batch of images.
+    incomplete batch (authors' code). ``translate`` is the largest shift in pixels, ``flip`` whether
+    half of the images are mirrored. Raises UserError where there is not even one batch of images.
     """
 
     def __init__(

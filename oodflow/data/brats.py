@@ -12,8 +12,8 @@ one 0. Image files are all taken, as 8-bit grey.
 
 Each slice gives one crop of 32×32. In the test fold it is central. In the training fold it lies
 at a seeded random place inside the bounding box of the non-zero pixels (extended to 32 where it
-is smaller); the paper crops anew in each step (METHOD 8), here the crop is fixed when the dataset
-is prepared. The grey crop is repeated to the channels of the dataset.
+is smaller); the authors' code crops anew in each step, here the crop is fixed when the dataset is
+prepared. The grey crop is repeated to the channels of the dataset.
 
 Folds: the first part of a path that is ``train`` or ``test``, or contains ``training`` or
 ``validation`` (test), decides, whatever its case. Where no part does, and where the paths name

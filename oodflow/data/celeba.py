@@ -1,9 +1,9 @@
-"""CelebA: the first 60 000 aligned faces, as outliers without labels (S5, METHOD 8).
+"""CelebA: the first 60 000 aligned faces, as outliers without labels (S5.1).
 
 On disk: ``img_align_celeba/000001.jpg`` and so on, 178×218 pixels, in the folder as torchvision
 lays it out, or that folder itself, or any folder of images; or ``img_align_celeba.zip``, in the
 folder or named itself. The images are taken in the order of their file names and stretched
-bilinearly to 32×32. Both folds of CelebA serve as outliers (authors), so all are ``test``.
+bilinearly to 32×32. Both folds of CelebA serve as outliers (authors' code), so all are ``test``.
 """
 
 from oodflow.data.archives import is_image, open_shelf

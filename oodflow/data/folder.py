@@ -1,4 +1,4 @@
-"""Any folder of images: ``folder:PATH?resize=N&crop=N&channels=1&test=SHARE`` (S5, METHOD 8).
+"""Any folder of images: ``folder:PATH?resize=N&crop=N&channels=1&test=SHARE`` (S5).
 
 On disk: images in one folder, without labels, or all in sub-folders of it, which are the classes;
 labels count their sorted names. Where there are folders ``train`` and ``test``, each is such a

@@ -1,4 +1,4 @@
-"""Downsampled ImageNet 32×32, a stand-in for 80 Million Tiny Images (METHOD 8).
+"""Downsampled ImageNet 32×32, a stand-in for 80 Million Tiny Images (arXiv:1707.08819).
 
 On disk: ``train_data_batch_1`` to ``train_data_batch_10`` and ``val_data``, in the folder or in
 folders directly below it. Each is a pickled dict with ``data``, N×3072 unsigned bytes (1024 red,

@@ -1,4 +1,4 @@
-"""LSUN: the validation images of its ten scene categories, as outliers (S5, METHOD 8).
+"""LSUN: the validation images of its ten scene categories, as outliers (S5).
 
 On disk: ten LMDB environments ``<category>_val_lmdb/data.mdb``, 300 images each, whose values are
 encoded WebP or JPEG. They come in the order of their keys, category by category; the label counts

@@ -4,7 +4,7 @@ On disk: ``tiny_images.bin``, 79 302 017 records of 3072 bytes and nothing else.
 32×32×3 image in column-major order: the row runs fastest, then the column, then the channel.
 
 The subset is 15 625 runs of 64 consecutive records, a seeded choice among all whole runs, in the
-order of the file; 80 % of the runs are for training. The authors took 24 415 runs (METHOD 8).
+order of the file; 80 % of the runs are for training. The authors' code takes 24 415.
 Records of the subset that an exclusion file names are left out, others do not take their place.
 An exclusion file has one number a line, from 1 as in the published lists of the images that are
 also in CIFAR; 0 stands there for an image that was not found.

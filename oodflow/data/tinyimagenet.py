@@ -1,4 +1,4 @@
-"""TinyImageNet: 200 classes, its test fold serves as outliers (S5, METHOD 8).
+"""TinyImageNet: 200 classes, its test fold serves as outliers (S5).
 
 On disk: ``tiny-imagenet-200.zip`` or the folder ``tiny-imagenet-200`` extracted from it, named
 itself or lying in the folder. Inside are ``wnids.txt`` (the classes, one a line),

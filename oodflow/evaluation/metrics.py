@@ -1,7 +1,7 @@
-"""How well a score tells in-distribution from outlier images: AUROC, AUPR, FPR at 95 % TPR.
+"""How well a score separates in-distribution from outlier images: AUROC, AUPR, FPR at 95 % TPR.
 
 In-distribution images are the positive class, a higher score means more in-distribution, and every
-metric is a fraction (METHOD section 1). scikit-learn does the counting.
+metric is a fraction (S5.1, S6). scikit-learn does the counting.
 """
 
 import math

@@ -8,7 +8,7 @@ affines of the latent (``ActNorm``) and a Gaussian.
 A class-conditional model has several Gaussians over one flow: a top per class, each with affines of
 its own behind the shared ones, or one top whose Gaussians have a row per class. The tops may lie in
 any container, and those of the classes may also begin at the latents, next to a flow without
-Gaussians. (No published file is there to check these with, only METHOD 2.)
+Gaussians. (No class-conditional file of the authors was available to check these forms.)
 """
 
 from collections import deque

@@ -71,7 +71,7 @@ class ClassGaussians(nn.Module):
 
 
 class ClassConditionalGlow(Glow):
-    """Glow that knows log p(x|y) of every class y, and p(x) = mean over y of p(x|y) (METHOD 2).
+    """Glow with log p(x|y) for every class y; p(x) is the mean of p(x|y) over y (authors' code).
 
     Flow and affine-normalised latents z_1 … z_S are those of :class:`Glow`, under the same names;
     only the density of the latents differs, c_i(x, y) = log p(z_i | y) + log|det| of scale i.

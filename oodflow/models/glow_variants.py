@@ -121,7 +121,7 @@ class FixedProjection(nn.Module):
 
 
 class DenseNetwork(nn.Module):
-    """linear – ReLU – linear – ReLU – linear on N×d, with PyTorch's own initialisation (authors).
+    """linear – ReLU – linear – ReLU – linear on N×d, initialised as PyTorch does (authors' code).
 
     The even outputs are the shift t, the odd ones the scale r, N×out/2 each.
     """

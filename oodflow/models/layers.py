@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 MIN_STD = 1e-6
-"""Floor of the standard deviation in the data-dependent initialisation (authors)."""
+"""Floor of the standard deviation in the data-dependent initialisation (authors' code)."""
 
 
 class ActNorm(nn.Module):
@@ -129,7 +129,7 @@ class CouplingNetwork(nn.Module):
     """conv3×3 – actnorm – ReLU – conv1×1 – actnorm – ReLU – conv3×3, the last one zero at first.
 
     The last convolution has a bias, and its output is multiplied by exp(3·logs), learned per
-    channel. Its even output channels are the shift t, the odd ones the scale r (authors);
+    channel. Its even output channels are the shift t, the odd ones the scale r (authors' code).
     ``forward`` returns the two, N×out/2×H×W each.
     """
 
@@ -176,7 +176,8 @@ def sigmoid_and_log(z: Tensor) -> tuple[Tensor, Tensor]:
 class AffineCoupling(nn.Module):
     """The first half of the features decides how the second half b moves.
 
-    b → (b + t)·sigmoid(r + 2), shift first, then scale (authors); log|det| = Σ log sigmoid(r + 2).
+    b → (b + t)·sigmoid(r + 2), shift first, then scale (authors' code). log|det| is
+    Σ log sigmoid(r + 2).
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -28,7 +28,7 @@ from oodflow.training.vector import ParameterVector
 __all__ = ["TrainingReport", "Trainer", "initialise", "new_model"]
 
 INITIALISATION_IMAGES = 704
-"""Images in the one pass of data-dependent initialisation (authors: 11 batches of 64)."""
+"""Images in the one pass of data-dependent initialisation (authors' code: 11 batches of 64)."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def wrong_class_loss(
     """The binary loss of every image and wrong class, log p(x|wrong class) in place of log p_in.
 
     ``class_log_prob`` is N×classes, labels and ``contrast_log_prob`` are N. Averaged over all
-    N·classes cells, those of the true class counting as 0 (METHOD 5, authors).
+    N·classes cells, those of the true class counting as 0 (authors' code).
     """
     gap = (contrast_log_prob[:, None] - class_log_prob) / loss.temperature
     cells = -loss.outlier_weight * F.logsigmoid(gap)
@@ -74,7 +74,7 @@ def outlier_loss(
     contrast_log_prob: Tensor | None,
     dimensions: int,
 ) -> Tensor:
-    """The loss that the experiment names; a margin of 0 stands for the dimensions D (authors)."""
+    """The loss that the experiment names; a margin of 0 means D, the dimensions (authors' code)."""
     if loss.outlier_loss == "binary":
         if contrast_log_prob is None:
             raise ValueError("the binary loss needs the contrast model's log-likelihoods")

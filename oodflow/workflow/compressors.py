@@ -1,4 +1,4 @@
-"""Lossless compressors as general models (METHOD 6): runs without parameters keep their scores."""
+"""Lossless compressors as general models (S6): runs without weights that hold their scores."""
 
 from oodflow.experiment import Data, Experiment, Loss, Model, Optimisation
 from oodflow.models.build import build_model
