@@ -36,7 +36,7 @@ COMMANDS: Mapping[str, str] = {
 
 
 def resolve(name: str) -> Any:
-    """The function behind a command; UserError for a name that is none.
+    """The function behind a command; UserError for an unknown name.
 
     >>> resolve("train").__module__
     'oodflow.workflow.seeds'

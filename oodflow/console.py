@@ -13,10 +13,10 @@ __all__ = ["Board", "board", "duration", "error", "listening", "progress", "say"
 
 
 SECONDS_BETWEEN_DRAWINGS = 0.2
-"""A bar is drawn no oftener."""
+"""Seconds between two drawings of a bar, at least."""
 
 WIDTH_WITHOUT_TERMINAL = 160
-"""Columns in a log file, where nobody's window limits a table."""
+"""Columns in a log file, where no window limits a table."""
 
 UNITS = (
     ("ms", 1e-3, 1.0),
@@ -91,7 +91,7 @@ def board() -> Iterator[Board]:
             rate = f"{speed:.1f}/s" if speed else ""
             bars.update(known[name], completed=done, total=total, note=note, rate=rate)
 
-        # Where nothing is drawn, nothing has to be worked out either.
+        # Where nothing is drawn, nothing has to be computed either.
         yield (lambda *_: None) if bars.disable else draw
 
 
@@ -111,8 +111,8 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[..., Non
     """A bar with rate and time left; yields ``advance(done, note, total)``.
 
     ``note`` makes the text behind the bar. It is called only when the bar is drawn, since a number
-    in it may have to come from the device. A total of 0 is not known yet. Without
-    a terminal nothing is drawn, so that logs hold lines only.
+    in it may have to come from the device. A total of 0 means that it is not known yet. Without a
+    terminal nothing is drawn, so that logs hold lines only.
     """
     if _listener:
         yield _throttled(_listener, total or None)

@@ -1,4 +1,4 @@
-"""The one error that people cause and can mend; everything else is a bug."""
+"""The one error that the user can fix; every other exception is a bug."""
 
 from collections.abc import Iterable
 
@@ -6,16 +6,16 @@ __all__ = ["ResourceError", "UserError", "unknown_name"]
 
 
 class UserError(Exception):
-    """Wrong input: one line that says what is wrong, where, and how to mend it.
+    """Wrong input: one line names the problem, where it is, and the fix.
 
     The command line prints the line without a traceback and ends with exit code 2.
     """
 
 
 class ResourceError(UserError):
-    """What a command needs gave out under way: the disk is full, the MLflow server is gone.
+    """A resource failed during the work: the disk is full, the MLflow server is gone.
 
-    The line says what is kept and how to go on. The input was right, so the exit code is 1.
+    The line says what was saved and how to continue. The input was right, so the exit code is 1.
     """
 
 

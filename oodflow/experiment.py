@@ -49,7 +49,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 
 @dataclass(frozen=True)
 class Model:
-    """Architecture of a model; what a family does not have is 0.
+    """Architecture of a model; fields that a family does not have are 0.
 
     ``classes`` above 0 makes a Glow class-conditional; ``mixtures`` are PixelCNN++'s components.
     """
@@ -117,8 +117,9 @@ class Optimisation:
 class Experiment:
     """Everything that decides the numbers of one training run.
 
-    ``init`` is ``scratch`` or the hash of the experiment whose weights are the start; ``general``
-    is the hash of the experiment whose frozen model is the contrast in the outlier loss, or "".
+    ``init`` is ``scratch``, or the hash of the experiment whose weights the training starts from.
+    ``general`` is the hash of the experiment whose frozen model is the contrast in the outlier
+    loss, or "".
     """
 
     model: Model
@@ -171,8 +172,8 @@ def json_hash(facts: Mapping[str, Any]) -> str:
 def parameters(experiment: Experiment) -> dict[str, str]:
     """Dotted names to values, as logged to MLflow: ``model.depth``, ``optimisation.lr``, ….
 
-    The dots keep them apart from the plain names that ``mlflow run`` logs before the command; what
-    belongs to no section is called ``experiment.seed``, ….
+    The dots distinguish them from the plain names that ``mlflow run`` logs before the command.
+    Fields outside the sections are called ``experiment.seed``, ….
     """
     flat: dict[str, str] = {}
 

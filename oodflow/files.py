@@ -9,15 +9,15 @@ from pathlib import Path
 __all__ = ["STATE_FOLDER", "exclusively", "is_locked", "replaced", "sync_folder"]
 
 STATE_FOLDER = Path(".oodflow")
-"""In the working folder: what runs, studies and leases under way keep on this machine."""
+"""In the working folder: the state of unfinished runs, studies and leases on this machine."""
 
 
 @contextmanager
 def exclusively(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a folder, or of a file, which is made where it is absent.
+    """Hold the lock of a folder, or of a file, which is created where it is absent.
 
-    The system frees it on any death of its holder. Without ``wait``, BlockingIOError is raised at
-    once where another process holds it. Raises OSError where the file cannot be made.
+    The system frees it when its holder dies. Without ``wait``, BlockingIOError is raised at once
+    where another process holds it. Raises OSError where the file cannot be created.
     """
     if path.is_dir():
         handle = os.open(path, os.O_RDONLY)
@@ -50,10 +50,10 @@ def is_locked(path: Path) -> bool:
 def replaced(path: Path, previous: Path | None = None) -> Iterator[Path]:
     """Yield a sibling file to write; at the end it is synced and takes the place of ``path``.
 
-    So the name holds the old content or the new, never a part. The old content is then under the
-    name ``previous``, where one is given; a crash between the two renamings leaves it under that
-    name alone. An error leaves the old file as it is. One process at a time writes to a name.
-    Raises OSError where nothing can be written.
+    So the name holds the old content or the new, never a part of it. Where ``previous`` is given,
+    the old content moves to that name; a crash between the two renamings leaves it there alone. An
+    error leaves the old file as it is. One process at a time writes to a name. Raises OSError where
+    nothing can be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
@@ -70,7 +70,7 @@ def replaced(path: Path, previous: Path | None = None) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder last: a renaming is in memory alone until then."""
+    """Make renamings in a folder durable: until then they are in memory only."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

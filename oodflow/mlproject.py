@@ -1,6 +1,6 @@
 """``MLproject``, rendered from the entry points: ``python -m oodflow.mlproject > MLproject``.
 
-It declares the options that people set most; MLflow passes any other one on as it was given.
+It declares the options that people set most; MLflow passes any other option on unchanged.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def _parameter(each: Option) -> str:
     kind = "float" if isinstance(each.default, float) else "string"
     default = AUTO if each.default is None else str(each.default)
     if kind == "string" and each.default is not None and each.kind is not str:
-        # YAML would read a number or a truth value.
+        # Unquoted, YAML would read a number or a truth value.
         default = f'"{default.lower()}"'
     return f"{each.name}: {{type: {kind}, default: {default}}}"
 

@@ -1,14 +1,14 @@
 """What people set: one frozen dataclass of options for each entry point.
 
-The command line, ``MLproject`` and Python take the same values. An option that is None follows from
-the preset or the data; the word for it on the command line is ``auto``.
+The command line, ``MLproject`` and Python take the same values. An option that is None is taken
+from the preset or the data; on the command line it is the word ``auto``.
 """
 
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import NoneType
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from oodflow.errors import UserError, unknown_name
 from oodflow.experiment import MODELS, OUTLIER_LOSSES, PRECISIONS
@@ -20,22 +20,30 @@ __all__ = [
     "TUNED",
     "AnalyseOptions",
     "BenchOptions",
+    "CheckOptions",
     "DataOptions",
+    "DatasetListOptions",
     "EntryPoint",
     "EvaluateOptions",
     "FinetuneOptions",
+    "ImportOptions",
     "LossOptions",
     "ModelOptions",
     "OptimisationOptions",
     "Option",
     "Options",
     "PlaceOptions",
+    "PrepareOptions",
     "QuickstartOptions",
     "ReportOptions",
     "ReproduceOptions",
+    "RunListOptions",
     "RunOptions",
+    "ScoreOptions",
     "Seeds",
+    "ShowOptions",
     "StartOptions",
+    "SyncOptions",
     "TrainOptions",
     "TrainingOptions",
     "TuneOptions",
@@ -57,9 +65,22 @@ TunableNumber = float | Literal["tuned"]
 Seeds = tuple[int, ...]
 
 
-def option(help: str, default: Any = None, choices: tuple[str, ...] = ()) -> Any:
-    """A field that people set, with its help and its default."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+def option(
+    help: str,
+    default: Any = None,
+    choices: tuple[str, ...] = (),
+    *,
+    name: str = "",
+    required: bool = False,
+    argument: bool = False,
+) -> Any:
+    """A field that people set, with its help and its default.
+
+    ``name`` is that on the command line, where the field's own cannot be used. An ``argument``
+    stands there without a name; what is ``required`` has to be given.
+    """
+    facts = {"name": name, "required": required, "argument": argument}
+    return field(default=default, metadata={"help": help, "choices": choices, **facts})
 
 
 @dataclass(frozen=True)
@@ -76,11 +97,15 @@ class Option:
     """Words that stand for a value: ``auto`` for None, and ``tuned``."""
     group: str
     """First line of the section that it belongs to."""
+    flag: str
+    """Its name on the command line, with underscores."""
+    required: bool
+    argument: bool
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of an entry point; UserError for a value that is none of an option's choices."""
+    """Options of an entry point; UserError for a value that is not among an option's choices."""
 
     def __post_init__(self) -> None:
         for each in options_of(type(self)):
@@ -96,7 +121,7 @@ class ModelOptions(Options):
     model: str = option("model family", "glow", MODELS)
     preset: str = option("quick: minutes on a CPU; paper: the published settings", "quick", PRESETS)
     depth: int | None = option(
-        "Glow: steps a scale; PixelCNN++: blocks a stage; Wide-ResNet: depth"
+        "Glow: steps per scale; PixelCNN++: blocks per stage; Wide-ResNet: depth"
     )
     hidden: int | None = option("Glow: hidden channels; PixelCNN++: filters; Wide-ResNet: width")
 
@@ -168,8 +193,8 @@ class RunOptions(PlaceOptions):
     """Run"""
 
     seeds: Seeds | None = option("comma-separated; several make a parent run; auto: 1")
-    recompute: bool = option("compute activations twice and keep none: less memory, slower", False)
-    accumulate: int = option("equal parts of a batch, one after another: less memory", 1)
+    recompute: bool = option("compute activations twice, keep none: less memory, slower", False)
+    accumulate: int = option("compute a batch in so many equal parts: less memory", 1)
 
 
 @dataclass(frozen=True)
@@ -213,38 +238,38 @@ class TuneOptions(ModelOptions, DataOptions, StartOptions, OptimisationOptions, 
 
     outlier_loss: str = option("loss whose parameters are searched", "binary", ("binary", "margin"))
     outlier_dataset: str = option("outlier images; auto: the dataset's general set", AUTO)
-    trials: int = option("trials that the study is to have, of all workers together", 20)
-    study: str = option("its name; auto: from model, dataset and loss", AUTO)
+    trials: int = option("trials in the study, counted over all its workers", 20)
+    study: str = option("name of the study; auto: from model, dataset and loss", AUTO)
     storage: str = option(
         "Optuna storage: a database URL, or journal:FILE on network file systems",
         "sqlite:///optuna.db",
     )
     objective: str = option(
-        "auroc, or NAME=WEIGHT,… for several datasets; with bpd multi-objective", "auroc"
+        "auroc, or NAME=WEIGHT,… for several datasets; add bpd for a second objective", "auroc"
     )
-    images: int = option("training images of either kind that the AUROC is taken over", 1000)
+    images: int = option("training images, and as many outliers, in the train-set AUROC", 1000)
     temperature_low: float = option("lowest T", 10.0)
     temperature_high: float = option("highest T", 100_000.0)
     outlier_weight_low: float | None = option("lowest λ; auto: 100 binary, 0.01 margin")
     outlier_weight_high: float | None = option("highest λ; auto: 1e6 binary, 100 margin")
     margin_low: float = option("lowest margin, in nats", 100.0)
     margin_high: float = option("highest margin, in nats", 100_000.0)
-    max_dropped: float = option("share of images that may be dropped", 0.05)
-    max_skipped: float = option("share of updates that may be skipped", 0.05)
-    max_bpd: float = option("bits per dimension that may be lost to the general model", 1.0)
+    max_dropped: float = option("largest share of images dropped", 0.05)
+    max_skipped: float = option("largest share of updates skipped", 0.05)
+    max_bpd: float = option("largest loss in bits per dimension against the general model", 1.0)
 
 
 @dataclass(frozen=True)
 class AnalyseOptions(PlaceOptions):
     """Analysis"""
 
-    what: str = option("all, or of fourier, correlation, extremes, folds some with commas", "all")
+    what: str = option("all, or a list with commas of fourier, correlation, extremes, folds", "all")
     run: str = option("run id or models:/ URI; auto: the finetuned models that a report counts",
                       AUTO)  # fmt: skip
-    images: str = option("datasets of the Fourier mix; auto: the own one and two outlier datasets",
+    images: str = option("datasets of the Fourier mix; auto: the own and two outlier datasets",
                          AUTO)  # fmt: skip
-    top: int = option("highest-scoring general images that are kept", 12)
-    subset: int = option("general images that are scored; at most the training fold has", 120_000)
+    top: int = option("how many of the highest-scoring general images to keep", 12)
+    subset: int = option("general images to score; at most those of the training fold", 120_000)
     limit: int = option("use only the first N test images; 0: all", 0)
 
 
@@ -253,9 +278,9 @@ class ReportOptions(Options):
     """Report"""
 
     out: str = option("folder for the report's files", "report")
-    published: bool = option("beside ours the paper's numbers, Tables S1 to S4 and S5.2", False)
-    bootstrap: int = option("resamples of a 95 % interval for each AUROC; 0: no intervals", 0)
-    missing: bool = option("only print the commands that would fill the tables' gaps", False)
+    published: bool = option("show the paper's numbers beside ours: Tables S1 to S4, S5.2", False)
+    bootstrap: int = option("resamples for a 95 % interval of each AUROC; 0: no intervals", 0)
+    missing: bool = option("only print the commands that would fill the empty cells", False)
 
 
 @dataclass(frozen=True)
@@ -263,7 +288,7 @@ class WorkerOptions(Options):
     """Workers"""
 
     workers: int | None = option(
-        "tasks done side by side on this machine, a thread each; auto: as many as cores, on a GPU 1"
+        "tasks run side by side on this machine; auto: one per CPU core, at most 8; on a GPU 1"
     )
 
 
@@ -277,7 +302,7 @@ class ReproduceOptions(PlaceOptions, WorkerOptions):
     """Plan"""
 
     plan: str = option("sketch, paper, quickstart, or the path of a YAML file", "sketch")
-    dry_run: bool = option("say what is there, what is missing and what that costs", False)
+    dry_run: bool = option("only show which runs exist, which are missing, and their cost", False)
     only: str = option("comma-separated steps of the plan", "all")
     seeds: Seeds | None = option("comma-separated; auto: the plan's")
     general_set: str = option(
@@ -293,10 +318,10 @@ class ReproduceOptions(PlaceOptions, WorkerOptions):
     report_every: int | None = option("updates between validations; auto: the plan's")
     engine: str = option("process: on this machine; ray: on a Ray cluster", "process",
                          ("process", "ray"))  # fmt: skip
-    ray_address: str = option("the cluster; auto: RAY_ADDRESS, else one here for this call", AUTO)
-    cpus: int = option("with ray: CPU cores a task", 1)
-    gpus: float | None = option("with ray: GPUs a task, such as 0.5; auto: 1 where there are GPUs")
-    retries: int = option("new attempts at a task whose worker died", 2)
+    ray_address: str = option("address of the cluster; auto: RAY_ADDRESS, else a local one", AUTO)
+    cpus: int = option("with ray: CPU cores per task", 1)
+    gpus: float | None = option("with ray: GPUs per task, such as 0.5; auto: 1 if there are GPUs")
+    retries: int = option("further attempts at a task whose worker died", 2)
     out: str = option("folder for the report's files", "report")
 
 
@@ -304,41 +329,120 @@ class ReproduceOptions(PlaceOptions, WorkerOptions):
 class BenchOptions(ModelOptions):
     """Measurement"""
 
-    loss: str = option("loss; with outliers a frozen model and as many images more", "none",
+    loss: str = option("outlier loss of the training; doubles the images per update", "none",
                        OUTLIER_LOSSES)  # fmt: skip
     batch_size: int | None = option("images a batch, and as many outliers; auto: from the preset")
     precision: str = option("arithmetic of the network", "fp32", PRECISIONS)
-    recompute: bool = option("compute activations twice and keep none: less memory, slower", False)
-    compare: str = option("eager: also one layer after another, as the textbook has it", "none",
+    recompute: bool = option("compute activations twice, keep none: less memory, slower", False)
+    compare: str = option("eager: time the plain form too, one layer after another", "none",
                           ("none", "eager"))  # fmt: skip
     steps: int = option("updates that are timed", 20)
     device: str = option("cpu, cuda, cuda:1, …; auto: the first GPU, else the CPU", AUTO)
     json: bool = option("print JSON instead of a table", False)
 
 
+@dataclass(frozen=True)
+class RunListOptions(Options):
+    """Filters"""
+
+    dataset: str = option("only runs on this dataset", "")
+    kind: str = option("only train, finetune, evaluate, seeds, … runs", "")
+    registered: bool = option("only runs that reports may use", False)
+
+
+@dataclass(frozen=True)
+class ShowOptions(Options):
+    """Run"""
+
+    run: str = option("run id or models:/ URI", argument=True, required=True)
+
+
+@dataclass(frozen=True)
+class SyncOptions(PlaceOptions):
+    """Run"""
+
+    run: str = option("run id; without it all that are kept", "", argument=True)
+
+
+@dataclass(frozen=True)
+class DatasetListOptions(Options):
+    """Data"""
+
+    data_dir: str = option("folder of the data", AUTO)
+
+
+@dataclass(frozen=True)
+class PrepareOptions(DatasetListOptions):
+    """Preparation"""
+
+    dataset: str = option("name or folder:PATH", argument=True, required=True, name="name")
+    source: str = option("where the raw files are; else the data folder", "", name="from")
+    download: bool = option("fetch the files from their makers", False)
+    skip_broken: bool = option("leave out images that cannot be read", False)
+    exclude: tuple[str, ...] = option("tiny: file with numbers of images to leave out", ())
+
+
+@dataclass(frozen=True)
+class CheckOptions(DatasetListOptions):
+    """Check"""
+
+    dataset: str = option("name or folder:PATH", argument=True, required=True, name="name")
+    out: str = option("file of the contact sheet; else NAME-contact-sheet.png", "")
+
+
+@dataclass(frozen=True)
+class ScoreOptions(Options):
+    """Scoring"""
+
+    run: str = option("run id or models:/ URI", argument=True, required=True)
+    paths: tuple[str, ...] = option("image files or folders", (), argument=True, required=True)
+    out: str = option("file to write, .csv or .parquet", "", required=True)
+    resize: bool = option("resize images of another size than the model's", False)
+    device: str = option("cpu, cuda, …", AUTO)
+
+
+@dataclass(frozen=True)
+class ImportOptions(Options):
+    """Import"""
+
+    file: str = option("checkpoint", argument=True, required=True)
+    format: str = option("authors, glow-pytorch or pixelcnn-pp", "", required=True)
+    dataset: str = option("dataset that the model was trained on", "")
+    role: str = option("what the model is for", "in_distribution", ("in_distribution", "general"))
+
+
 Section = TypeVar("Section", bound=Options)
 
 
 def options_of(section: type[Options]) -> Iterator[Option]:
-    """The options of a section: those of its parts first, in their order, then its own."""
+    """The options of a section: those of its base classes first, in their order, then its own."""
     hints = get_type_hints(section)
     fields = {each.name: each for each in dataclasses.fields(section)}
     for name, part in _declared(section).items():
         facts = fields[name]
-        kinds = [kind for kind in get_args(hints[name]) or (hints[name],) if kind is not Ellipsis]
-        if hints[name] is Seeds or Seeds in kinds:
-            kind: Any = tuple
-        else:
-            kind = next(kind for kind in kinds if isinstance(kind, type) and kind is not NoneType)
+        whole = get_origin(hints[name]) is tuple
+        kinds = (hints[name],) if whole else get_args(hints[name]) or (hints[name],)
+        kind = next(get_origin(each) or each for each in kinds if each is not NoneType)
         literals = tuple(word for each in kinds for word in get_args(each) if isinstance(word, str))
         words = (AUTO,) * (NoneType in kinds) + literals
         choices = facts.metadata["choices"] + ((None,) * (NoneType in kinds and kind is str))
         group = (part.__doc__ or "").splitlines()[0]
-        yield Option(name, kind, facts.default, facts.metadata["help"], choices, words, group)
+        yield Option(
+            name=name,
+            kind=kind,
+            default=facts.default,
+            help=facts.metadata["help"],
+            choices=choices,
+            words=words,
+            group=group,
+            flag=facts.metadata["name"] or name,
+            required=facts.metadata["required"],
+            argument=facts.metadata["argument"],
+        )
 
 
 def _declared(section: type) -> dict[str, type]:
-    """Name of each field → the section that declares it; a section overrides those of its parts."""
+    """Name of each field → the section that declares it; a section overrides its base classes."""
     found: dict[str, type] = {}
     for part in section.__bases__:
         for name, declarer in _declared(part).items():
@@ -365,7 +469,7 @@ class EntryPoint:
     options: type[Options]
     examples: tuple[str, ...]
     project: tuple[str, ...] = ()
-    """Options that people set most, which ``MLproject`` lists; it takes all the others as well."""
+    """Options that people set most, which ``MLproject`` lists; it accepts all others as well."""
 
 
 ENTRY_POINTS: Mapping[str, EntryPoint] = {
@@ -424,13 +528,13 @@ ENTRY_POINTS: Mapping[str, EntryPoint] = {
         ("what", "run", "images", "top", "subset", "device"),
     ),
     "report": EntryPoint(
-        "Write the tables and figures of all registered runs, as Markdown, LaTeX and CSV.",
+        "Write the report of all registered runs: an HTML page, tables, figures, claims.",
         ReportOptions,
         ("oodflow report", "oodflow report --out paper/tables"),
         ("out", "published", "bootstrap", "missing"),
     ),
     "reproduce": EntryPoint(
-        "Make every run behind the tables and figures, as a plan says; the same command goes on.",
+        "Make every run behind the tables and figures of a plan; the same command continues.",
         ReproduceOptions,
         (
             "oodflow reproduce --dry-run",
@@ -448,9 +552,61 @@ ENTRY_POINTS: Mapping[str, EntryPoint] = {
             "oodflow bench --preset paper --batch-size 8 --steps 3 --loss binary",
         ),
     ),
+    "runs list": EntryPoint(
+        "List runs, the newest first.", RunListOptions, ("oodflow runs list --registered",)
+    ),
+    "runs show": EntryPoint(
+        "Show one run: tags, metrics, artifacts, and how to see it in the MLflow UI.",
+        ShowOptions,
+        ("oodflow runs show RUN_ID",),
+    ),
+    "runs sync": EntryPoint(
+        "Deliver what is kept in .oodflow/ of runs whose store was away: of one, or of all.",
+        SyncOptions,
+        ("oodflow runs sync",),
+        details="The store may be another one (MLFLOW_TRACKING_URI): runs that it does not know "
+        "are made anew there. A run whose training is over is then evaluated and registered.",
+    ),
+    "datasets list": EntryPoint(
+        "List all datasets: role, sizes, present or not, where expected, how to get them.",
+        DatasetListOptions,
+        ("oodflow datasets list",),
+    ),
+    "datasets prepare": EntryPoint(
+        "Read a dataset's raw files into a compact form that opens at once, replacing the old one.",
+        PrepareOptions,
+        (
+            "oodflow datasets prepare cifar10 --download",
+            "oodflow datasets prepare tiny300k --from 300K_random_images.npy",
+            'oodflow datasets prepare "folder:photos?resize=32&crop=32" --skip-broken',
+        ),
+        details="NAME is one of `oodflow datasets list`, any RGB one of these with -grey, or "
+        "folder:PATH with options: ?resize=N (shorter side to N), crop=N (central N×N), "
+        "channels=1, flip=0, role=general, test=SHARE of the test fold. What is not 32×32 then is "
+        "resized to it.",
+    ),
+    "datasets check": EntryPoint(
+        "Read a dataset through: counts, shapes, digest, mean and std, and a contact sheet.",
+        CheckOptions,
+        ("oodflow datasets check sketch-shapes",),
+    ),
+    "score": EntryPoint(
+        "Score image files, or folders of them, under a run's model: one row per image.",
+        ScoreOptions,
+        ("oodflow score RUN_ID photos/ one.png --out scores.csv --resize",),
+        details="Columns: file, log_prob (noise-free, nats over the 256 levels), scale1 …, "
+        "last_scale, bpd. Files that cannot be read are listed at the end and make the exit "
+        "code 1.",
+    ),
+    "import-checkpoint": EntryPoint(
+        "Make other people's weights a registered run; nothing of the file is executed.",
+        ImportOptions,
+        ("oodflow import-checkpoint cifar10_glow.th --format authors --dataset cifar10",),
+        details="The last line printed is the run's id.",
+    ),
 }  # fmt: skip
-"""By name. What lists no options for ``MLproject`` makes no run: it is of the command line alone.
-"""
+"""By name. An entry point that lists no options for ``MLproject`` makes no run: it exists on the
+command line only."""
 
 
 def seed_list(text: str) -> Seeds:

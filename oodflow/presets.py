@@ -167,7 +167,7 @@ def loss_of(options: LossOptions, general: str, supervised: bool = False) -> Los
 
 
 def classifier_loss(general: str) -> Loss:
-    """The loss of the binary classifier (S9): the general set is its other class."""
+    """The loss of the binary classifier (S9), whose other class is the general set."""
     return Loss("classifier", _required(general), 0.0, 0.0)
 
 

@@ -11,6 +11,7 @@ from oodflow.data.catalog import CATALOG, data_folder, lookup
 from oodflow.data.images import download, prepare, present, raw_path
 from oodflow.data.prepared import Prepared, digest_of
 from oodflow.errors import UserError
+from oodflow.options import CheckOptions, DatasetListOptions, PrepareOptions
 from oodflow.workflow.session import described
 
 __all__ = ["check_command", "list_command", "prepare_command"]
@@ -24,9 +25,9 @@ GAP = 2
 """Pixels between the images of a contact sheet."""
 
 
-def list_command(data_dir: str) -> None:
+def list_command(options: DatasetListOptions) -> None:
     """The catalogue as a table, what is present in the data folder, and how to get the rest."""
-    folder = data_folder(data_dir)
+    folder = data_folder(options.data_dir)
     table = Table("name", "role", "channels", "classes", "train", "test", "present", "expected at")
     absent = []
     for facts in CATALOG.values():
@@ -52,21 +53,15 @@ def list_command(data_dir: str) -> None:
         console.say(f"  {facts.name}: {facts.obtain}")
 
 
-def prepare_command(
-    name: str,
-    data_dir: str,
-    source: str,
-    may_download: bool,
-    skip_broken: bool,
-    exclude: tuple[str, ...],
-) -> None:
+def prepare_command(options: PrepareOptions) -> None:
     """Read a dataset's raw files into the prepared form, in place of what is there."""
-    facts, folder = lookup(name), data_folder(data_dir)
+    name, source, exclude = options.dataset, options.source, options.exclude
+    facts, folder = lookup(name), data_folder(options.data_dir)
     if source and (facts.source in ("folder", "grey") or not facts.where):
         raise UserError(f"{name} is not made from files at another place; leave --from out")
     if exclude and facts.name != "tiny":
         raise UserError(f"--exclude is for tiny; {name} has no numbered records")
-    if may_download:
+    if options.download:
         console.say(f"downloading {name} to {raw_path(facts, folder)} …")
         download(name, folder)
     with console.progress(f"preparing {name}", 0) as advance:
@@ -74,7 +69,7 @@ def prepare_command(
             name,
             folder,
             Path(source) if source else None,
-            skip_broken,
+            options.skip_broken,
             tuple(Path(each) for each in exclude),
             on_progress=lambda done, total: advance(done, total=total),
         )
@@ -86,14 +81,14 @@ def prepare_command(
     console.say(f"kept in {ready.folder}")
 
 
-def check_command(name: str, data_dir: str, out: str) -> None:
+def check_command(options: CheckOptions) -> None:
     """Read a prepared dataset through: counts, shape, digest, statistics, and a contact sheet."""
-    ready = described(name, data_folder(data_dir))
+    ready = described(options.dataset, data_folder(options.data_dir))
     table = Table("fold", "images", "shape", "classes", "digest", "mean", "std", "labels")
     for fold in ready.folds:
         table.add_row(*_checked(ready, fold))
     console.show(table)
-    file = Path(out) if out else Path(f"{ready.facts.slug}-contact-sheet.png")
+    file = Path(options.out) if options.out else Path(f"{ready.facts.slug}-contact-sheet.png")
     try:
         contact_sheet(ready).save(file)
     except (OSError, ValueError) as error:

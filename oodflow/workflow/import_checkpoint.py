@@ -6,7 +6,7 @@ from oodflow import console
 from oodflow.data.catalog import lookup
 from oodflow.experiment import Data, Experiment, Loss, Model, Optimisation, parameters
 from oodflow.foreign.formats import read_model
-from oodflow.options import PlaceOptions
+from oodflow.options import ImportOptions, PlaceOptions
 from oodflow.tracking import runs
 from oodflow.training.checkpoint import tensor_digest
 from oodflow.workflow.session import check_same_shape, open_session
@@ -16,9 +16,10 @@ from oodflow.workflow.training_run import keep_weights
 __all__ = ["command"]
 
 
-def command(file: str, format: str, dataset: str, role: str) -> None:
+def command(options: ImportOptions) -> None:
     """Read the file, keep its weights as a run, and print the run's id last."""
-    model, fields = read_model(Path(file), format)
+    file, dataset = options.file, options.dataset
+    model, fields = read_model(Path(file), options.format)
     spec = Model(**fields)
     if dataset:
         check_same_shape(lookup(dataset).name, spec.channels, f"the model in {file}")
@@ -35,8 +36,8 @@ def command(file: str, format: str, dataset: str, role: str) -> None:
         "",
         seed=0,
     )
-    plan = TrainingPlan("train", experiment, role, "scratch")
-    tags = {**run_tags(plan), "imported_from": Path(file).name, "format": format}
+    plan = TrainingPlan("train", experiment, options.role, "scratch")
+    tags = {**run_tags(plan), "imported_from": Path(file).name, "format": options.format}
     name = f"{spec.name} · imported from {Path(file).name}"
     with runs.recording(store, name, tags) as run_id:
         runs.log_parameters(store, run_id, parameters(experiment))

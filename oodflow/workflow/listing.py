@@ -5,15 +5,17 @@ from datetime import datetime
 from rich.table import Table
 
 from oodflow import console
+from oodflow.options import RunListOptions, ShowOptions
 from oodflow.tracking.database import find_locally
 from oodflow.tracking.run_info import tracking_uri
 
 __all__ = ["list_command", "show_command"]
 
 
-def list_command(dataset: str, kind: str, registered: bool) -> None:
+def list_command(options: RunListOptions) -> None:
     """All runs that the filters leave, the newest first."""
-    wanted = {"dataset": dataset, "kind": kind, "registered": "true" if registered else ""}
+    wanted = {"dataset": options.dataset, "kind": options.kind}
+    wanted["registered"] = "true" if options.registered else ""
     tags = {name: value for name, value in wanted.items() if value}
     uri, found = tracking_uri(), find_locally(tracking_uri(), tags)
     if found is None:
@@ -44,14 +46,14 @@ def list_command(dataset: str, kind: str, registered: bool) -> None:
     console.say(f"{len(found)} runs at {uri}")
 
 
-def show_command(reference: str) -> None:
+def show_command(options: ShowOptions) -> None:
     """One run: what it was, its numbers, its files."""
     from oodflow.tracking import runs
     from oodflow.tracking.store import open_store
     from oodflow.workflow import results
 
     store = open_store()
-    run = runs.resolve(store, reference)
+    run = runs.resolve(store, options.run)
     facts = Table("", "", show_header=False, title=run.name)
     facts.add_row("id", run.run_id)
     facts.add_row("status", run.status.lower())

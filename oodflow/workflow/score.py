@@ -14,6 +14,7 @@ from oodflow.errors import UserError
 from oodflow.evaluation.scoring import score_images
 from oodflow.models.device import available_device
 from oodflow.models.likelihood import LikelihoodModel
+from oodflow.options import ScoreOptions
 from oodflow.tracking.database import local_artifact
 from oodflow.tracking.run_info import tracking_uri
 from oodflow.training.checkpoint import MODEL_FILE, load_model
@@ -26,24 +27,23 @@ WRITERS: Mapping[str, Callable[[pd.DataFrame, Path], None]] = {
 }
 
 
-def command(run: str, paths: Sequence[str], out: str, resize: bool, device: str) -> int:
+def command(options: ScoreOptions) -> int:
     """Score, write, and list what could not be read; returns the exit code."""
-    target = Path(out)
+    target = Path(options.out)
     if target.suffix not in WRITERS:
-        raise UserError(f"--out {out} must end in {' or '.join(WRITERS)}")
-    place = available_device(device)
-    with _checkpoint(run) as file:
+        raise UserError(f"--out {target} must end in {' or '.join(WRITERS)}")
+    place = available_device(options.device)
+    with _checkpoint(options.run) as file:
         model, _, _ = load_model(file)
-    table, unreadable = score_files(
-        model.to(place).eval(), find_images([Path(path) for path in paths]), resize, place
-    )
+    files = find_images([Path(path) for path in options.paths])
+    table, unreadable = score_files(model.to(place).eval(), files, options.resize, place)
     if len(table):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             WRITERS[target.suffix](table, target)
         except OSError as error:
-            raise UserError(f"cannot write {out}: {error.strerror}") from error
-        console.say(f"{len(table)} images scored: {out}")
+            raise UserError(f"cannot write {target}: {error.strerror}") from error
+        console.say(f"{len(table)} images scored: {target}")
     for name, problem in unreadable.items():
         console.error(f"{name} cannot be read: {problem}")
     return 1 if unreadable else 0

@@ -7,7 +7,7 @@ from oodflow import console
 from oodflow.data.catalog import lookup
 from oodflow.errors import UserError
 from oodflow.files import STATE_FOLDER
-from oodflow.options import PlaceOptions
+from oodflow.options import SyncOptions
 from oodflow.tracking import runs
 from oodflow.tracking.delivery import log_reports
 from oodflow.tracking.journal import (
@@ -30,15 +30,16 @@ from oodflow.workflow.training_plan import TrainingPlan
 __all__ = ["command", "sync"]
 
 
-def command(run: str, device: str, data_dir: str) -> int:
+def command(options: SyncOptions) -> int:
     """Deliver one run, or all that are kept here; the exit code is 1 if one could not be."""
     run_ids = _kept_runs()
+    run = options.run
     if run and run not in run_ids:
         raise UserError(
             f"nothing is kept of run {run!r} in {STATE_FOLDER.absolute()}; "
             "`oodflow runs sync` delivers all that is"
         )
-    session = open_session(PlaceOptions(device=device, data_dir=data_dir))
+    session = open_session(options)
     if run:
         console.say(sync(session, run))
         return 0
