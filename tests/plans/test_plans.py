@@ -8,9 +8,9 @@ import pytest
 
 from oodflow.cli import cli
 from oodflow.data.catalog import lookup
+from oodflow.entry_points import ENTRY_POINTS
 from oodflow.errors import UserError
 from oodflow.options import (
-    ENTRY_POINTS,
     AnalyseOptions,
     FinetuneOptions,
     ReportOptions,

@@ -363,6 +363,7 @@ def test_a_second_call_trains_nothing_and_rewrites_the_report(trained, tiny, mod
     assert len({run.tags["spec"] for run in trainings(trained.store())}) == len(models)
 
 
+@pytest.mark.long
 def test_main_under_mlflow_run_gives_every_model_a_run_of_its_own(trained, tiny):
     """``mlflow run`` has made one run for the command: it must not become all seven models."""
     store = trained.store()

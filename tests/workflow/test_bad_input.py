@@ -243,6 +243,7 @@ def test_an_absent_dataset_is_refused_with_its_place_and_how_to_get_it(workspace
     command.make_context(command.name, list(words))
 
 
+@pytest.mark.long
 def test_an_unreachable_store_is_refused_before_any_work(blank):
     """In a process of its own, as users see it: not one line of a library on either stream."""
     with socket.socket() as probe:

@@ -34,6 +34,7 @@ def test_it_is_the_same_experiment_with_the_same_numbers(blank, tiny, seen, word
         assert one.metrics[name] == pytest.approx(other.metrics[name], rel=1e-4)
 
 
+@pytest.mark.long
 def test_both_reach_the_trainings_of_a_plan(blank, tiny, seen):
     words = ("--recompute", "--accumulate", "2", "--workers", "1")
     outcome = blank.oodflow("main", "--seeds", "1", *tiny, *words)

@@ -104,6 +104,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(blank, fresh_data, words, named
     assert outcome.code == 2 and outcome.err.count("\n") == 1
 
 
+@pytest.mark.long
 def test_a_users_folder_is_finetuned_on_and_evaluated_against_another(trained):
     own, other = photos(trained.folder / "own", 80), photos(trained.folder / "other", 20, seed=1)
     tiny = {"steps": "4", "report_every": "2", "batch_size": "16", "depth": "1", "hidden": "8"}

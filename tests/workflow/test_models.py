@@ -43,6 +43,7 @@ def test_every_family_can_be_built_and_has_both_presets() -> None:
 
 
 @pytest.mark.parametrize("model", DENSITIES)
+@pytest.mark.long
 def test_a_density_trains_finetunes_and_is_scored_against_its_general_model(
     blank, tiny, model
 ) -> None:
@@ -69,6 +70,7 @@ def test_a_density_trains_finetunes_and_is_scored_against_its_general_model(
     }
 
 
+@pytest.mark.long
 def test_the_outlier_loss_takes_a_pixelcnn(blank, tiny) -> None:
     words = arguments(tiny, "pixelcnn")
     assert blank.oodflow("train", *words).code == 0
@@ -155,6 +157,7 @@ def test_a_compressor_is_not_trained(blank) -> None:
     assert outcome.code == 2 and "oodflow evaluate --general png" in outcome.err
 
 
+@pytest.mark.long
 def test_the_report_correlates_the_likelihoods_of_families(trained, tiny) -> None:
     for command in ("train", "finetune"):
         outcome = trained.oodflow(command, *arguments(tiny, "glow-local"))

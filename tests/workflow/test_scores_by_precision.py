@@ -71,6 +71,7 @@ def session(blank_workspace, tmp_path_factory) -> Session:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "tf32"])
+@pytest.mark.long
 def test_aurocs_are_those_of_float32_within_a_hundredth(session: Session, precision: str) -> None:
     [general] = runs.find(session.store, {"kind": "train"})
     [finetuned] = runs.find(session.store, {"kind": "finetune"})

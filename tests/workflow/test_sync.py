@@ -16,6 +16,8 @@ from oodflow.errors import UserError
 from oodflow.tracking import runs
 from oodflow.workflow.run_state import locked
 
+pytestmark = pytest.mark.long
+
 OPTIONS = ("--depth", "1", "--hidden", "8", "--limit", "64", "--batch-size", "16", "--seeds", "7")
 STEPS = ("--steps", "6", "--report-every", "3")
 FINETUNE = ("finetune", "--outlier-loss", "binary", *OPTIONS, *STEPS)
@@ -32,7 +34,7 @@ def killed_with_weights(fork, state_of, workspace, words) -> None:
 
     command.when(has_delivered)
     with (
-        pytest.raises(UserError, match="in the hands of another process"),
+        pytest.raises(UserError, match=f"{state_of(workspace).name}.* another process"),
         locked(state_of(workspace)),
     ):
         pass
