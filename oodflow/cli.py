@@ -12,8 +12,9 @@ from typing import Any
 import click
 
 from oodflow.commands import resolve
+from oodflow.entry_points import ENTRY_POINTS, EntryPoint
 from oodflow.errors import ResourceError, UserError
-from oodflow.options import AUTO, ENTRY_POINTS, EntryPoint, Option, options_of, seed_list
+from oodflow.options import AUTO, Option, options_of, seed_list
 
 __all__ = ["cli", "main"]
 
@@ -71,7 +72,7 @@ def click_parameter(each: Option) -> click.Parameter:
         kind = WordOr(kind, each.words)
     if each.argument:
         count = -1 if many else 1
-        name, metavar = each.name, each.flag.upper()
+        name, metavar = each.name, each.flag.upper() + "..." * many
         required = each.required
         default = {} if required else {"default": each.default}
         return click.Argument([name], type=kind, nargs=count, required=required, metavar=metavar,
@@ -85,7 +86,7 @@ def click_parameter(each: Option) -> click.Parameter:
         default=each.default,
         multiple=many,
         required=each.required,
-        show_default=AUTO if each.default is None else each.default not in ("", (), False),
+        show_default=AUTO if each.default is None else each.default not in ("", ()),
         help=each.help,
         **flag,
     )

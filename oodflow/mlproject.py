@@ -5,14 +5,15 @@ It declares the options that people set most; MLflow passes any other option on 
 
 from collections.abc import Iterator
 
-from oodflow.options import AUTO, ENTRY_POINTS, EntryPoint, Option, options_of
+from oodflow.entry_points import ENTRY_POINTS, EntryPoint
+from oodflow.options import AUTO, Option, options_of
 
 __all__ = ["render"]
 
 HEAD = """\
 # The entry points of the project, with the options that people set most.
 # Any other option of `oodflow NAME --help` is taken as well: mlflow run . -e NAME -P option=value
-# Made by `make mlproject` from oodflow/options.py; a test compares the two.
+# Made by `make mlproject` from oodflow/entry_points.py; a test compares the two.
 name: oodflow
 conda_env: conda.yaml
 

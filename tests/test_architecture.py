@@ -16,6 +16,7 @@ FLOORS = (
     {"errors", "files"},
     {"experiment", "commands"},
     {"options", "console"},
+    {"entry_points"},
     {"presets"},
     {"data", "models"},
     {"training", "evaluation", "foreign"},

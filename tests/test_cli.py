@@ -16,8 +16,9 @@ from mlflow.projects._project_spec import load_project
 from oodflow import console, mlproject
 from oodflow.cli import cli, guarded
 from oodflow.commands import COMMANDS, resolve
+from oodflow.entry_points import ENTRY_POINTS
 from oodflow.errors import UserError
-from oodflow.options import ENTRY_POINTS, FinetuneOptions, Option, options_of
+from oodflow.options import FinetuneOptions, Option, options_of
 
 ROOT = Path(__file__).parents[1]
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
@@ -26,13 +27,33 @@ CONTRACT = ["main", "train", "finetune", "evaluate", "report"]
 HEAVY = ["torch", "mlflow", "pandas", "sklearn", "rich", "numpy", "matplotlib"]
 
 
+def command_of(name: str) -> click.Command:
+    """The command of a name, which may be in a group, as ``runs list``."""
+    found = cli
+    for word in name.split():
+        found = found.commands[word]
+    return found
+
+
 def shown_options(name: str) -> dict[str, click.Option]:
     """The options of a command as click has them, by name."""
-    return {each.name: each for each in cli.commands[name].params}
+    return {each.name: each for each in command_of(name).params if isinstance(each, click.Option)}
+
+
+def options_named(name: str) -> list[Option]:
+    """The options of an entry point that have a name on the command line."""
+    return [each for each in options_of(ENTRY_POINTS[name].options) if not each.argument]
+
+
+def required(name: str) -> list[str]:
+    """Words that a command cannot do without."""
+    needed = [each for each in options_of(ENTRY_POINTS[name].options) if each.required]
+    named = [word for each in needed if not each.argument for word in (f"--{each.flag}", "needed")]
+    return [*named, *("needed" for each in needed if each.argument)]
 
 
 def parsed(name: str, words: list[str]) -> dict[str, object]:
-    return cli.commands[name].make_context(name, list(words)).params
+    return command_of(name).make_context(name, [*required(name), *words]).params
 
 
 def another(option: Option) -> tuple[str, object]:
@@ -42,7 +63,7 @@ def another(option: Option) -> tuple[str, object]:
     elif option.kind is bool:
         value = not option.default
     elif option.kind is tuple:
-        return "7,5", (7, 5)
+        return ("7,5", (7, 5)) if option.words else ("some word", ("some word",))
     else:
         value = {int: 17, float: 0.125, str: "some word"}[option.kind]
     return str(value), value
@@ -91,7 +112,7 @@ def test_a_bare_mlflow_run_means_what_the_bare_command_means(name):
     assert parsed(name, words[4:]) == parsed(name, [])
 
 
-@pytest.mark.parametrize("name", ENTRY_POINTS)
+@pytest.mark.parametrize("name", [name for name in ENTRY_POINTS if not required(name)])
 def test_the_bare_command_means_the_defaults_in_python(name):
     kind = ENTRY_POINTS[name].options
     assert kind(**parsed(name, [])) == kind()
@@ -100,9 +121,9 @@ def test_the_bare_command_means_the_defaults_in_python(name):
 @pytest.mark.parametrize("name", ENTRY_POINTS)
 def test_every_option_is_understood_as_people_and_as_mlflow_write_it(name):
     """MLflow puts what MLproject does not declare behind the command, with its underscores."""
-    for option in options_of(ENTRY_POINTS[name].options):
+    for option in options_named(name):
         word, value = another(option)
-        for written in (option.name, option.name.replace("_", "-")):
+        for written in (option.flag, option.flag.replace("_", "-")):
             found = parsed(name, [f"--{written}", word])
             assert found == {**parsed(name, []), option.name: value}, written
             assert type(found[option.name]) is type(value), written
@@ -121,13 +142,13 @@ def test_mlflow_passes_on_what_mlproject_does_not_declare(name):
 @pytest.mark.parametrize("name", ENTRY_POINTS)
 def test_every_option_has_a_default_and_a_help_text(name):
     """A default that is not a value is the word ``auto``, which means the same."""
-    own = {each.name: each for each in options_of(ENTRY_POINTS[name].options)}
+    own = {each.name: each for each in options_named(name)}
     assert set(own) == set(shown_options(name))
     for key, option in shown_options(name).items():
-        default = option.get_default(click.Context(cli.commands[name]))
-        assert default == own[key].default
+        default = option.get_default(click.Context(command_of(name)))
+        assert option.required or default == own[key].default
         assert option.help, key
-        if default is None:
+        if default is None and not option.required:
             assert parsed(name, [f"--{key}", "auto"])[key] is None
 
 
@@ -212,14 +233,17 @@ def test_help_shows_examples_that_are_valid_commands(helps, name):
 
 
 def test_help_names_every_option_with_its_default(helps):
-    for name, entry in ENTRY_POINTS.items():
+    for name in ENTRY_POINTS:
         text = " ".join(helps["pages"][name][1].partition("Examples:")[0].split())
         # Each option from its name on, up to the next one.
         parts = {part.split()[0]: part for part in text.split(" --")[1:]}
-        for option in options_of(entry.options):
-            shown = parts[option.name.replace("_", "-")]
+        for option in options_named(name):
+            shown = parts[option.flag.replace("_", "-")]
             default = "(auto)" if option.default is None else option.default
-            assert f"[default: {default}]" in shown
+            if option.required:
+                assert "[required]" in shown
+            elif default not in ("", ()):
+                assert f"[default: {default}]" in shown
             # A line may be broken behind a hyphen.
             assert "".join(option.help.split()) in "".join(shown.split())
 

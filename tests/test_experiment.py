@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from oodflow.entry_points import ENTRY_POINTS
 from oodflow.errors import UserError
 from oodflow.experiment import (
     Data,
@@ -22,7 +23,6 @@ from oodflow.experiment import (
     to_dict,
 )
 from oodflow.options import (
-    ENTRY_POINTS,
     BenchOptions,
     EvaluateOptions,
     FinetuneOptions,

@@ -1,1 +1,1 @@
-"""What an update of a training costs on a device, and the floor that the device sets."""
+"""The cost of a training update on a device, and the device's lower bound for it."""

@@ -1,4 +1,4 @@
-"""``oodflow bench``: what an update of a training costs, as a table or as JSON."""
+"""``oodflow bench``: the cost of a training update, as a table or as JSON."""
 
 import json
 from collections.abc import Iterator

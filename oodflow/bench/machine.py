@@ -1,4 +1,4 @@
-"""What a device can do, and what a computation asks of it: both are measured, none looked up."""
+"""Measures the peak rates of a device, and the operations and memory of a computation."""
 
 import time
 import weakref
@@ -45,8 +45,8 @@ def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
 def matmul_peak(device: torch.device, precision: str = "fp32", size: int = 0) -> float:
     """Operations a second, FLOP/s, of a product of square matrices in a precision, at best.
 
-    The product is taken as one of matrices and as a 1×1 convolution, for which other libraries are
-    responsible: on some CPUs the second takes half the time.
+    The product is computed once as a matrix product and once as a 1×1 convolution, which other
+    libraries implement: on some CPUs the second takes half the time.
     """
     size = size or SIZES[device.type]
     left, right = torch.randn(2, size, size, device=device)

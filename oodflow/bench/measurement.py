@@ -1,4 +1,4 @@
-"""What an update of a training takes, where, and how near it is to the device's floor."""
+"""Times an update of a training: its parts, its memory, and the device's lower bound for it."""
 
 import statistics
 from collections.abc import Sequence
@@ -24,21 +24,21 @@ WARM_UP = 3
 
 @dataclass(frozen=True)
 class Update:
-    """What an update takes in one form: medians over the updates that were timed."""
+    """The time of an update in one form: medians over the timed updates."""
 
     form: str
     ms: float
     images_per_second: float
     """Images that go through the model in training, outliers included."""
     share: dict[str, float]
-    """Part of the time that each phase has; together 1."""
+    """Share of the time of each phase; they sum to 1."""
     memory_mb: float
     """Weights, gradients, optimiser and activations at the highest moment."""
 
 
 @dataclass(frozen=True)
 class Floor:
-    """What an update cannot be faster than on this device.
+    """The lower bound for the time of an update on this device.
 
     By arithmetic: its products and convolutions at the rate of the fastest product. By bandwidth:
     its traffic at the rate of a copy, where weights are read twice and their gradients written
@@ -55,13 +55,13 @@ class Floor:
 
     @property
     def ms(self) -> float:
-        """The higher of the two."""
+        """The higher of the two bounds."""
         return max(self.arithmetic_ms, self.bandwidth_ms)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What was measured, the update, its floor, and beside it the plain form where asked for."""
+    """The settings, the update, its lower bound, and on request the plain form beside it."""
 
     device: str
     threads: int
@@ -82,7 +82,7 @@ class Bench:
     report_every: int
     """Updates between two reports."""
     epoch_overhead: float
-    """What its reports add to an epoch of 50 000 images, as a part of its updates."""
+    """The time that reports add to an epoch of 50 000 images, as a share of its updates."""
     paper_epochs: int
     paper_hours: float
     """A training on CIFAR10 of the paper's length at this rate, without its evaluations."""
@@ -95,8 +95,8 @@ def measure(chosen: BenchOptions) -> Bench:
     """Time updates of the training that the options describe; UserError for wrong ones."""
     device = available_device(chosen.device)
     experiment = _experiment(chosen)
-    # First, since blocks of this size, once freed, teach the C library to keep memory instead of
-    # fetching it for every tensor. In a training the data-dependent initialisation does so.
+    # First, since the C library keeps memory for reuse once blocks of this size were freed. In a
+    # training the data-dependent initialisation has the same effect.
     rates = matmul_peak(device, chosen.precision), bandwidth(device)
     trainings = [TimedTraining(experiment, device, "recomputed" if chosen.recompute else "fused")]
     if chosen.compare == "eager":
@@ -140,8 +140,8 @@ def _experiment(chosen: BenchOptions) -> Experiment:
         raise UserError("wide-resnet has a loss of its own; leave loss out")
     if chosen.steps < 1:
         raise UserError(f"steps is {chosen.steps}; it must be at least 1")
-    # Two more than are timed, for the memory and for the arithmetic. From noise there is nothing to
-    # learn, and weights that stay where they are keep every update alike.
+    # Two more updates than are timed, for the memory and for the arithmetic. Noise teaches nothing,
+    # and weights that hardly change keep all updates alike.
     options = carried(
         FinetuneOptions,
         chosen,
@@ -162,7 +162,7 @@ def _experiment(chosen: BenchOptions) -> Experiment:
 
 
 def _take_turns(trainings: Sequence[TimedTraining], updates: int) -> None:
-    """Each makes an update in turn: what else the machine does meanwhile concerns all alike."""
+    """Each makes an update in turn, so that other load on the machine affects all alike."""
     with console.progress("bench", updates) as advance:
         for done in range(updates):
             for each in trainings:
@@ -184,7 +184,7 @@ def _update(training: TimedTraining) -> Update:
 
 
 def _floor(training: TimedTraining, flop_rate: float, byte_rate: float) -> Floor:
-    # What is computed a second time belongs to the form and not to the floor.
+    # Recomputation belongs to the form, not to the lower bound.
     training.trainer.form = "fused"
     flop, traffic = arithmetic(training.update), training.traffic_bytes()
     return Floor(

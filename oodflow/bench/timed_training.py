@@ -1,7 +1,7 @@
 """A training that is made one update at a time, each part of which is timed.
 
 All of it is real: batches, objective, stabilisation, optimiser, report and journal. Only the images
-are random, since what they show costs nothing.
+are noise: their content does not change the cost.
 """
 
 import tempfile
@@ -41,7 +41,7 @@ class TimedTraining:
         self.experiment = experiment
         self.device = device
         self.seconds: list[dict[str, float]] = []
-        """Of each update the seconds of each of :data:`PHASES`."""
+        """For each update the seconds of each of :data:`PHASES`."""
         self._spent: dict[str, float] = defaultdict(float)
         # A report with every update returns to the caller after each; its cost is shared out.
         each = replace(experiment, optimisation=replace(experiment.optimisation, report_every=1))
@@ -60,7 +60,7 @@ class TimedTraining:
         self._reports = self.trainer.run(self._on_step)
 
     def update(self) -> None:
-        """Make one update and report it, as often as the experiment says on average."""
+        """Make one update; it carries its share of the cost of a report."""
         self._spent.clear()
         begin = now(self.device)
         report = next(self._reports)
@@ -84,9 +84,9 @@ class TimedTraining:
         self._end = now(self.device)
 
     def report_seconds(self) -> float:
-        """Seconds of a report: a validation on one own and four outlier sets, and what is saved.
+        """Seconds of a report: a validation on the own and four outlier sets, and saving the state.
 
-        CIFAR10 has so many outlier sets. The store is told in another thread.
+        CIFAR10 has four outlier sets. Delivery to the store, in another thread, does not count.
         """
         trainer = self.trainer
         own, *others = (
@@ -103,13 +103,13 @@ class TimedTraining:
             return now(self.device) - begin
 
     def peak_bytes(self) -> int:
-        """Bytes in use at the highest moment of an update, which is made for it."""
+        """Peak bytes in use during an update, which is made for this measurement."""
         lasting = (*self._weights(), *self._optimiser_tensors(), self.trainer.vector.gradients)
         self.trainer.vector.clear()
         return sum(each.nbytes for each in lasting) + peak_memory(self.update, self.device)
 
     def traffic_bytes(self) -> int:
-        """Bytes that an update has to move through memory: see :class:`oodflow.bench.command`."""
+        """Bytes that an update has to move through memory; see :class:`measurement.Floor`."""
         trainer = self.trainer
         weights = sum(tensor.nbytes for tensor in trainer.model.parameters())
         frozen = sum(t.nbytes for t in trainer.contrast.parameters()) if trainer.contrast else 0
@@ -139,7 +139,7 @@ class TimedTraining:
 
 
 def noise_images(name: str, experiment: Experiment, count: int) -> Images:
-    """So many images of noise, with labels of the experiment's classes."""
+    """``count`` images of noise, with labels of the experiment's classes."""
     generator = torch.Generator()
     shape = (count, experiment.model.channels, 32, 32)
     pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)

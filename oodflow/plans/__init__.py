@@ -1,1 +1,1 @@
-"""Plans of many runs: YAML files, their tasks, who carries them out, and what they cost."""
+"""Plans of many runs: the YAML files, their tasks, the engine that runs them, and their cost."""

@@ -1,4 +1,4 @@
-"""What tasks cost in seconds: from the durations of runs that are there, or measured now.
+"""The cost of tasks in seconds, from the durations of registered runs or measured now.
 
 A training costs seconds per update, and any other task seconds as a whole. Trainings cost the same
 where :data:`DECISIVE` parameters agree.
@@ -44,10 +44,10 @@ DECISIVE = (
 )
 
 SECONDS = 15.0
-"""No update of a measurement begins later, and none is begun that would take longer."""
+"""Seconds of a measurement: no update begins later, and none that would take longer."""
 
 FEW = 8
-"""Images of the first update, which tells how long one of a whole batch would take."""
+"""Images of the first update, which shows how long one of a whole batch would take."""
 
 
 def kind_of(task: Task) -> Kind:

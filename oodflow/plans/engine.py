@@ -1,9 +1,9 @@
-"""Carries out tasks, each after those it needs: finds what is there, does the rest, goes on.
+"""Runs the tasks of a plan, each after those it depends on, and skips those already done.
 
-Tasks are done by :class:`Workers`: this process, one task after the other, processes beside it
-(:mod:`oodflow.plans.local_workers`) or on a cluster (:mod:`oodflow.plans.ray_engine`). Any number
-of callers may carry out plans at the same time on one store: a task that another process works on
-is put off until that is over.
+Tasks are run by :class:`Workers`: by this process, one after the other, by processes beside it
+(:mod:`oodflow.plans.local_workers`), or on a cluster (:mod:`oodflow.plans.ray_engine`). Any number
+of callers may run plans on one store at the same time: a task that another process holds the lease
+of is deferred until that process has ended it.
 """
 
 import time
@@ -51,48 +51,48 @@ __all__ = [
 WAITING, ABSENT, FAILED = "waiting", "absent", "failed"
 
 LEASED = "leased"
-"""State of a task that another process works on: it is tried again, no plan ends with it."""
+"""State of a task whose lease another process holds: it is tried again before the plan ends."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What there is of a task, or what has become of it."""
+    """The state of a task, before or after it was run."""
 
     task: Task
     state: str
     """there, interrupted, missing, each time, waiting, absent, failed or leased."""
     run_id: str = ""
-    """Of a leased task that of the lease."""
+    """The task's run; for a leased task the run of the lease."""
     reason: str = ""
     """One line that says why it is waiting, absent or failed, or missing and bound to fail.
 
-    Of a leased task it says who works on it, and of one that is there that another process did it.
+    For a leased task it names the holder; for one that is there, that another process made it.
     """
     details: str = ""
     """The traceback of a failure that is not the user's."""
     mendable: bool = False
-    """Whether a failure is for the user to mend: the input was wrong."""
+    """Whether the user can fix the failure: the input was wrong."""
 
 
 class Workers(Protocol):
-    """Who does tasks."""
+    """Something that runs tasks."""
 
     @property
     def size(self) -> int:
-        """How many tasks are done at once."""
+        """How many tasks run at once."""
         ...
 
     def begin(self, task: Task, outcomes: Mapping[str, Outcome]) -> None:
-        """Begin a task whose needs are there."""
+        """Start a task whose dependencies are done."""
         ...
 
     def over(self) -> list[Outcome]:
-        """What has become of tasks that are over now; waits for one, but not for long."""
+        """The outcomes of tasks that have ended; waits for one, but not for long."""
         ...
 
 
 def survey(session: Session, tasks: Iterable[Task]) -> dict[str, Outcome]:
-    """What there is of each task, by its name; nothing is trained."""
+    """The state of each task, by its name; nothing is trained."""
     outcomes: dict[str, Outcome] = {}
     for task in tasks:
         outcomes[task.name] = look_up(session, task, outcomes)
@@ -100,7 +100,7 @@ def survey(session: Session, tasks: Iterable[Task]) -> dict[str, Outcome]:
 
 
 def look_up(session: Session, task: Task, outcomes: Mapping[str, Outcome]) -> Outcome:
-    """What there is of a task, given that of all those that it needs."""
+    """The state of a task, given the states of its dependencies."""
     absent = absent_datasets(session, task)
     if absent:
         reason = "; ".join(f"{name}: {how}" for name, how in absent.items())
@@ -111,13 +111,13 @@ def look_up(session: Session, task: Task, outcomes: Mapping[str, Outcome]) -> Ou
     try:
         found = locate(_session_of(session, task), with_runs(task, _run_ids(task, outcomes)))
     except Exception as error:
-        # Whoever does the task meets the error again, and reports it as its failure.
+        # The worker that runs the task meets the error again and reports it as the failure.
         return Outcome(task, MISSING, reason=_one_line(error))
     return Outcome(task, found.state, found.run_id)
 
 
 def attempt(session: Session, task: Task, outcomes: Mapping[str, Outcome]) -> Outcome:
-    """Do a task whose needs are there; any failure but an interruption is an outcome too."""
+    """Run a task whose dependencies are done; any failure but an interruption is an outcome."""
     try:
         return _done(session, task, outcomes)
     except UserError as error:
@@ -130,7 +130,7 @@ def attempt(session: Session, task: Task, outcomes: Mapping[str, Outcome]) -> Ou
 
 @dataclass
 class _ThisProcess:
-    """Does one task at a time, while it is begun."""
+    """Runs each task within ``begin``, one at a time."""
 
     session: Session
     size: int = 1
@@ -157,18 +157,17 @@ def carry_out(
     *,
     keep_going: bool = True,
 ) -> dict[str, Outcome]:
-    """Do the tasks that are not there yet, in their order; what has become of each, by its name.
+    """Run the tasks that are not done yet, in order; returns the outcome of each, by its name.
 
-    Of all tasks only the ``wanted`` ones are done, by their names. The failure of a task keeps
-    those from being done that build on it; without ``keep_going`` it is raised. In the end the
-    trainings of a setting that differ in their seed alone are nested in a run with their mean and
-    deviation.
+    Only the tasks named in ``wanted`` are run. Tasks that depend on a failed one are not run;
+    without ``keep_going`` its error is raised. At the end, trainings that differ only in their seed
+    are nested in a parent run with their mean and standard deviation.
     """
     outcomes = survey(session, tasks)
     known = known_costs(session.store, device_name(session.device))
     chosen = [task for task in tasks if wanted is None or task.name in wanted]
     places = {task.name: f"[{n}/{len(chosen)}]" for n, task in enumerate(chosen, 1)}
-    # What was there is there; the rest may change by what is done meanwhile, here or elsewhere.
+    # Finished tasks stay finished; the others may be done meanwhile, here or elsewhere.
     left = {task.name: task for task in chosen if outcomes[task.name].state != THERE}
     if len(left) < len(chosen):
         console.say(f"{len(chosen) - len(left)} of {len(chosen)} tasks are there already")
@@ -220,7 +219,7 @@ def carry_out(
 
 
 def _group_seeds(store: Store, tasks: Iterable[Task], outcomes: Mapping[str, Outcome]) -> None:
-    """For each setting with several seeds a parent run with their mean and deviation."""
+    """Make a parent run with mean and deviation for each setting that has several seeds."""
     settings: dict[tuple[str, ...], list[str]] = {}
     for task in tasks:
         outcome = outcomes[task.name]
@@ -240,7 +239,7 @@ def _raise(failed: Outcome) -> NoReturn:
 
 
 def _may_begin(task: Task, left: Mapping[str, Task], started: Collection[str]) -> bool:
-    """Whether all is over that a task builds on or follows, and nobody evaluates its model."""
+    """Whether all that a task builds on or follows has ended, and nothing evaluates its model."""
     subjects = {left[name].needs.get(SUBJECT) for name in started} - {None}
     before = {*task.needs.values(), *task.after}
     return not (task.name in started or before & left.keys() or task.needs.get(SUBJECT) in subjects)
@@ -259,9 +258,9 @@ def _done(session: Session, task: Task, outcomes: Mapping[str, Outcome]) -> Outc
 
 
 def _session_of(session: Session, task: Task) -> Session:
-    """A session that forgets its models with its task: those of a whole plan would fill a GPU.
+    """A session for one task, since the models of a whole plan would fill a GPU.
 
-    The run that ``mlflow run`` has made becomes that of the report and of nothing else.
+    Only the report uses the run that ``mlflow run`` has made.
     """
     project_run = session.project_run if task.entry_point == "report" else ""
     how = computing(task.options)
@@ -277,7 +276,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _times(spent: float, left: float, unknown: int) -> str:
-    """How long it has taken, and how long the rest takes as far as that is known."""
+    """The time so far, and the time left as far as it is known."""
     words = [f"{duration(spent)} so far"] if spent >= 1 else []
     if left >= 1:
         words.append(f"{'more than' if unknown else 'about'} {duration(left)} left")

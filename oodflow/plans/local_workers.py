@@ -1,8 +1,8 @@
 """Tasks side by side on this machine: each in a process of its own, with its share of the cores.
 
-Two processes with a thread each make 1.3 to 1.8 times the updates of one with two threads, since
-the models of the quick preset leave most of a second core idle. How many threads a task has follows
-from the plan alone, so that the numbers do not depend on when a worker happens to be free.
+Two processes with one thread each make 1.3 to 1.8 times the updates of one process with two, since
+the models of the quick preset leave most of a second core idle. The number of threads of a task
+follows from the plan alone, so that results do not depend on when a worker happens to be free.
 """
 
 import contextlib
@@ -32,20 +32,20 @@ __all__ = ["on_this_machine", "threads_of"]
 MOST = 8
 """Workers that ``auto`` starts at most: more cores become threads of the tasks."""
 RETRIES = 2
-"""New attempts at a task whose worker died."""
+"""Further attempts at a task whose worker died."""
 MOMENT = 1.0
 """Seconds that :meth:`_LocalWorkers.over` waits at most."""
 PATIENCE = 60.0
 """Seconds that interrupted workers have to save their training and end."""
 PRELOADED = ("oodflow.plans.worker", "mlflow.store.tracking.sqlalchemy_store")
-"""What every worker needs: it is imported once, and each worker is a copy of that process."""
+"""Modules that every worker needs: they are imported once, and workers are forked from there."""
 
 
 @contextmanager
 def on_this_machine(
     session: Session, place: Place, tasks: Sequence[Task], workers: int | None
 ) -> Iterator[Workers]:
-    """So many workers on this machine; for None one a core, and one alone on a GPU.
+    """So many workers on this machine; for None one per core (at most 8), and one on a GPU.
 
     A single worker is this process. Raises UserError for a number below 1.
     """
@@ -67,9 +67,9 @@ def on_this_machine(
 
 
 def threads_of(tasks: Sequence[Task], workers: int, cores: int) -> dict[str, int]:
-    """Threads of each task by its name: the cores, shared among the tasks of the same depth.
+    """Threads of each task, by its name: tasks of the same depth share the cores.
 
-    The depth of a task is the number of tasks that have to be done one after the other before it.
+    The depth of a task is the length of the longest chain of tasks before it.
     """
     depth: dict[str, int] = {}
     for task in tasks:
@@ -109,7 +109,7 @@ class _LocalWorkers:
 
     def begin(self, task: Task, outcomes: Mapping[str, Outcome]) -> None:
         if task.entry_point == "report":
-            # It belongs to this command, which may have been given a run for it.
+            # The report belongs to this command, for which `mlflow run` may have made a run.
             self._done.append(attempt(self.session, task, outcomes))
             return
         self._start(task, {name: outcomes[name] for name in task.needs.values()}, 0)
@@ -145,7 +145,7 @@ class _LocalWorkers:
         self._running.append(_Running(task, outcomes, process, own, deaths))
 
     def _heard(self, each: _Running) -> Outcome | None:
-        """What a worker says: its progress, or in the end the outcome; None before that."""
+        """Read a worker's messages: its progress is shown, its outcome is returned; None before."""
         name = each.task.name
         try:
             said = each.connection.recv()
@@ -166,7 +166,7 @@ class _LocalWorkers:
         each.connection.close()
 
     def _died(self, each: _Running) -> Outcome | None:
-        """The end of a worker without an outcome: its task begins again, but not for ever."""
+        """A worker has ended without an outcome: its task is tried again, a few times at most."""
         self._forget(each)
         deaths, code = each.deaths + 1, each.process.exitcode
         if deaths > RETRIES:
@@ -181,7 +181,7 @@ class _LocalWorkers:
 
 @dataclass(frozen=True)
 class _Finished:
-    """What a worker says last."""
+    """The last message of a worker."""
 
     outcome: Outcome
     lines: str
@@ -194,8 +194,8 @@ def _work(
     outcomes: Mapping[str, Outcome],
     threads: int,
 ) -> None:
-    """Do a task in a process of its own, which ends when the one that started it does."""
-    # Ctrl-C in a terminal is heard by the first process alone, which passes it on once.
+    """Run a task in a process of its own, which ends when the process that started it ends."""
+    # Ctrl-C in a terminal is handled by the first process only, which passes it on once.
     os.setsid()
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()

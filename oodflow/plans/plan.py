@@ -35,8 +35,9 @@ from typing import Any
 import yaml
 
 from oodflow.data.catalog import lookup
+from oodflow.entry_points import ENTRY_POINTS
 from oodflow.errors import UserError, unknown_name
-from oodflow.options import AUTO, ENTRY_POINTS, Option, options_of
+from oodflow.options import AUTO, Option, options_of
 
 __all__ = ["RUN_OPTIONS", "RunPlan", "Step", "built_in", "options_in_plans", "read_plan"]
 
@@ -54,7 +55,7 @@ curves and its evaluation contrast with.
 """
 
 DECIDED = ("seeds", "resume", "device", "data_dir", "out")
-"""Options that are the command's or follow from the plan: no step sets them."""
+"""Options that belong to the command or follow from the plan: no step sets them."""
 
 DATASETS = ("dataset", "outlier_dataset", "ood")
 """Options that name datasets of the catalogue."""
@@ -78,7 +79,7 @@ class Step:
     runs: Mapping[str, tuple[str, ...]]
     """Option → the steps whose runs it takes."""
     seeds: int
-    """So many of the plan's first seeds; 0: all."""
+    """How many of the plan's seeds, counted from the first; 0: all."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def options_in_plans(entry_point: str) -> dict[str, Option]:
 
 
 def read_plan(reference: str) -> RunPlan:
-    """The plan of a built-in name or in a file; UserError where anything in it is not right.
+    """The plan of a built-in name or in a file; UserError where anything in it is wrong.
 
     >>> plan = read_plan("quickstart")
     >>> [step.name for step in plan.steps][:2], plan.seeds

@@ -1,8 +1,8 @@
 """``oodflow main``: the whole method on one dataset, from a general model to the report.
 
-It is the plan ``quickstart`` with the command's options laid over it. Every run is found by its
-experiment's hash, so that a second call only rebuilds the report and an interrupted one goes on
-where it was.
+It is the plan ``quickstart``, in which the command's options replace those of the steps. Every run
+is found by its experiment's hash: a second call only rebuilds the report, and an interrupted one
+continues.
 """
 
 from dataclasses import asdict
@@ -27,7 +27,7 @@ def command(options: QuickstartOptions) -> None:
 
 
 def quickstart(session: Session, options: QuickstartOptions) -> dict[str, Outcome]:
-    """Carry out the plan ``quickstart``; what has become of each task, by its name."""
+    """Run the plan ``quickstart``; returns the outcome of each task, by its name."""
     plan = read_plan("quickstart")
     dataset = lookup(plan.values["dataset"] if options.dataset == AUTO else options.dataset).name
     general = first_present(session, lookup(dataset).generals)

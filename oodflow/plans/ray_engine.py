@@ -1,12 +1,13 @@
 """Tasks on a Ray cluster: each in a worker process, wherever a machine has room for it.
 
-Ray is optional, imported here alone and only when a plan is carried out with it. Its part is to
-find room and to say when a worker has died; the order of the tasks is that of
-:func:`oodflow.plans.engine.carry_out`. A task whose worker died begins again, and its training
-goes on where the last checkpoint was.
+Ray is optional; it is imported only here, and only when a plan runs on it. Ray places the tasks on
+machines and reports dead workers; :func:`oodflow.plans.engine.carry_out` decides the order of the
+tasks. A task whose worker died is started again, and its training continues from the last
+checkpoint.
 
-Every machine needs this package, the data, and the same path as working folder: on a file system
-that they share, an interrupted training goes on anywhere. The store is a server that all reach.
+Every machine needs this package, the data, and the working folder under the same path. If the
+folder is on a shared file system, an interrupted training continues on any machine. The store is a
+server that all machines reach.
 """
 
 import math
@@ -39,16 +40,16 @@ PATIENCE = 60.0
 """Seconds that interrupted workers have to mark their runs and end."""
 
 QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-"""Of Ray: what workers print stays in its logs, since many would print at once."""
+"""Options of Ray: the output of workers stays in its logs, since many would print at once."""
 SILENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_COLOR_PREFIX": "0"}
-"""Variables that Ray reads: it tells nobody of its use."""
+"""Environment variables of Ray: no usage statistics, no colours."""
 ALONE: Mapping[str, Any] = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
-"""Of a local Ray: tasks and outcomes are small."""
+"""Options of a local Ray: tasks and outcomes are small."""
 
 
 @contextmanager
 def on_ray(session: Session, chosen: ReproduceOptions) -> Iterator[Workers]:
-    """Workers on the cluster that the options name, or on this machine for as long as it lasts.
+    """Workers on the cluster that the options name, else on a local one within the context.
 
     Raises UserError where Ray, the cluster or room for a task is absent, and where the machines
     of the cluster cannot reach the store.
@@ -141,7 +142,7 @@ def _check_answers(address: str) -> None:
 
 
 def _gpus(chosen: ReproduceOptions, nodes: Iterable[Mapping[str, Any]]) -> float:
-    """GPUs a task: for ``auto`` one where the cluster has some and the device is not the CPU."""
+    """GPUs per task: for ``auto`` one where the cluster has some and the device is not the CPU."""
     if chosen.gpus is not None:
         return chosen.gpus
     return float(chosen.device != "cpu" and any(node["Resources"].get("GPU") for node in nodes))
@@ -189,19 +190,19 @@ class _RayWorkers:
     _done: list[Outcome] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # Ray would begin again in silence.
+        # Ray itself would restart the task without a word.
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_retries": 0}
         self._remote = self.ray.remote(**options)(work)
 
     @property
     def size(self) -> int:
-        """Machines may come and go."""
+        """The tasks that fit now: machines may come and go."""
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         return sum(room(resources, self.cpus, self.gpus) for resources in nodes)
 
     def begin(self, task: Task, outcomes: Mapping[str, Outcome]) -> None:
         if task.entry_point == "report":
-            # Its folder is wanted here.
+            # The report's folder is wanted on this machine.
             self._done.append(attempt(self.session, task, outcomes))
             return
         needed = {name: outcomes[name] for name in task.needs.values()}
@@ -226,7 +227,7 @@ class _RayWorkers:
         self._sent[self._remote.remote(self.place, sent.task, sent.outcomes)] = sent
 
     def _outcome(self, reference: Any) -> Outcome | None:
-        """What has become of a task; None where its worker died and it begins again."""
+        """The outcome of a task; None where its worker died and it is started again."""
         sent = self._sent.pop(reference)
         name = sent.task.name
         try:

@@ -1,8 +1,8 @@
 """``oodflow reproduce``: every run behind the tables and figures, as a plan says.
 
-The trainings are runs of their own, not nested ones: they are found by their experiments' hashes,
-whichever command has made them, and belong to no one call. The call's own run, of kind
-``reproduce``, keeps the plan and what has become of its tasks.
+Trainings are found by their experiments' hashes, whichever command made them, so they belong to no
+single call. The call's own run, of kind ``reproduce``, records the plan and the outcome of its
+tasks.
 """
 
 import csv
@@ -60,7 +60,7 @@ STATES = (THERE, INTERRUPTED, MISSING, WAITING, ABSENT, FAILED, EACH_TIME)
 
 
 def command(chosen: ReproduceOptions) -> int:
-    """Carry out a plan, or say what there is of it; the exit code is 1 if not all is there then."""
+    """Run a plan, or for a dry run show its state; the exit code is 1 unless all tasks are done."""
     plan = read_plan(chosen.plan)
     session = open_session(chosen)
     values = _general_sets(session, plan, chosen.general_set)
@@ -119,11 +119,11 @@ ENGINES: Mapping[str, Engine] = {
     "process": _here,
     "ray": _ray,
 }
-"""Who does the tasks; UserError before any run is made where they cannot."""
+"""The workers of each engine; UserError before any run is made where there can be none."""
 
 
 def _general_sets(session: Session, plan: RunPlan, given: str) -> dict[str, str]:
-    """What ``$general`` and ``$general_grey`` stand for: what is given, the plan's, a stand-in."""
+    """Values of ``$general`` and ``$general_grey``: the given set, the plan's, or a stand-in."""
     own = plan.values.get("general")
     if own is None:
         if given != AUTO:
@@ -144,7 +144,7 @@ def _general_sets(session: Session, plan: RunPlan, given: str) -> dict[str, str]
 
 
 def _overrides(chosen: ReproduceOptions) -> dict[str, Any]:
-    """The command's options that are laid over the plan's."""
+    """The command's options that replace those of the plan."""
     given = {name: getattr(chosen, name) for name in LAID_OVER}
     laid = {name: value for name, value in given.items() if value is not None}
     laid |= {"out": chosen.out}
@@ -163,7 +163,7 @@ def _wanted(plan: RunPlan, tasks: Sequence[Task], only: str) -> list[Task]:
 
 
 def _by_step(made: Iterable[Outcome], costs: Mapping[Kind, float] | None = None) -> Table:
-    """How many tasks of a step are in which state; with ``costs`` the time of what is missing."""
+    """How many tasks of each step are in which state; with ``costs`` the time of missing ones."""
     steps: dict[str, list[Outcome]] = {}
     for each in made:
         steps.setdefault(each.task.step, []).append(each)
@@ -183,7 +183,7 @@ def _by_step(made: Iterable[Outcome], costs: Mapping[Kind, float] | None = None)
 
 
 def _time(outcomes: Iterable[Outcome], costs: Mapping[Kind, float]) -> str:
-    """Time that the trainings take that are not there, as far as it is known."""
+    """Time of the missing trainings, as far as it is known."""
     seconds, _ = cost((each.task for each in outcomes if each.state != THERE), costs)
     return duration(seconds) if seconds else ""
 
@@ -196,7 +196,7 @@ def _reasons(lacking: Iterable[Outcome]) -> Table:
 
 
 def _show_dry_run(session: Session, tasks: Sequence[Task], wanted: Sequence[Task]) -> None:
-    """What there is of each step, and what is missing costs; nothing is trained."""
+    """The state of each step, and the cost of what is missing; nothing is trained."""
     found = survey(session, tasks)
     outcomes = [found[task.name] for task in wanted]
     device = device_name(session.device)

@@ -1,6 +1,6 @@
-"""A task and its run: whether it is there, and making it. Workers anywhere may do tasks by this.
+"""Finds the run of a task, or makes it; used by the engine and by workers on any machine.
 
-A task that is given here has the runs of those that it needs among its options
+The options of a task given here name the runs that it depends on
 (:func:`oodflow.plans.tasks.with_runs`).
 """
 
@@ -46,15 +46,15 @@ __all__ = [
 
 THERE, INTERRUPTED, MISSING = "there", "interrupted", "missing"
 EACH_TIME = "each time"
-"""State of a task that looks at all runs: it is done at each call, and finds what it has made."""
+"""State of a task that reads all runs, such as a report: it is repeated at each call."""
 
 TIMED_ON = "timed_on"
-"""Tag of a training that was made in one go: the device that its duration is of."""
+"""Tag of a training that was never interrupted: the device on which its duration was measured."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What there is of a task: its state, and its run's id where it has one."""
+    """The state of a task, and its run's id where it has one."""
 
     state: str
     run_id: str = ""
@@ -68,9 +68,9 @@ def absent_datasets(session: Session, task: Task) -> dict[str, str]:
 
 
 def locate(session: Session, task: Task) -> Found:
-    """What there is of a task: of a training by its experiment's hash, of an evaluation by its own.
+    """The state of a task: a training is found by its experiment's hash, an evaluation by its own.
 
-    Raises UserError where the task cannot be done as the store and the data are.
+    Raises UserError where store or data do not allow the task.
     """
     if task.entry_point in TRAINING:
         return _located(session, _training_plan(session, task))
@@ -96,10 +96,10 @@ def _located(session: Session, plan: TrainingPlan) -> Found:
 
 
 def identity(session: Session, task: Task) -> str:
-    """What no two processes should do at once, in whichever plan it stands.
+    """The name of a task's lease: no two processes work on it at once, whatever their plans.
 
-    That is a training of the same experiment, an evaluation of the same model, whose tables they
-    share, or what looks at all runs.
+    It stands for a training of one experiment, an evaluation of one model, whose tables would be
+    shared, or a task that reads all runs.
     """
     if task.entry_point in TRAINING:
         return spec_hash(_training_plan(session, task).experiment)
@@ -107,9 +107,9 @@ def identity(session: Session, task: Task) -> str:
 
 
 def run_task(session: Session, task: Task) -> str:
-    """Do a task, or what is left of it; returns the id of its run, "" where it has several.
+    """Run a task, or the rest of it; returns the id of its run, "" where it has several.
 
-    The session's project run becomes that of the evaluation, analysis or report.
+    An evaluation, analysis or report uses the session's project run.
     """
     return RUNNERS[task.entry_point](session, task)
 
@@ -135,7 +135,7 @@ def _train(session: Session, task: Task) -> str:
 
 
 def _evaluate(session: Session, task: Task) -> str:
-    """Scores that are added to the model's own run, or a comparison that is a run of its own."""
+    """Add scores to the model's own run, or make a comparison as a run of its own."""
     options = task.options
     assert isinstance(options, EvaluateOptions)
     if SUBJECT in task.needs and not _is_comparison(options):
@@ -151,7 +151,7 @@ def _evaluate(session: Session, task: Task) -> str:
 
 
 def _is_comparison(options: EvaluateOptions) -> bool:
-    """Whether an evaluation names what to compare with; otherwise it adds to the run's scores."""
+    """Whether an evaluation is a comparison; otherwise it adds to the scores of the run."""
     return options.general != AUTO or options.inlier_fold != "test"
 
 
@@ -167,7 +167,7 @@ def _analyse(session: Session, task: Task) -> str:
 
 
 def _report(session: Session, task: Task) -> str:
-    # A report is made of registered runs alone, by a package that is built on this one.
+    # The package `reports` is built on this one, so its command is reached by name.
     write_report = resolve("write report")
     return write_report(session.store, task.options, session.project_run).run_id
 
@@ -183,4 +183,4 @@ RUNNERS: Mapping[str, Callable[[Session, Task], str]] = {
     "analyse": _analyse,
     "report": _report,
 }
-"""How a task of each entry point is done."""
+"""The function that runs a task, by entry point."""

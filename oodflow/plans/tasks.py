@@ -1,4 +1,4 @@
-"""From a plan to its tasks: one experiment each, as plain values that say what they build on."""
+"""From a plan to its tasks: one experiment each, as plain values that name what they depend on."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,9 +6,10 @@ from itertools import product
 from typing import Any
 
 from oodflow.data.catalog import slug_of
+from oodflow.entry_points import ENTRY_POINTS
 from oodflow.errors import UserError, unknown_name
 from oodflow.experiment import Experiment
-from oodflow.options import ENTRY_POINTS, FinetuneOptions, Options, TrainOptions, options_of
+from oodflow.options import FinetuneOptions, Options, TrainOptions, options_of
 from oodflow.plans.plan import RunPlan, Step
 from oodflow.workflow.planning import dataset_of, outline, untuned
 
@@ -21,7 +22,7 @@ SUBJECT = "run"
 """The option of an evaluation or analysis that names the model; a step has a task for each."""
 
 SIZES = ("depth", "hidden")
-"""Options laid over all densities; a classifier's depth and width count other things."""
+"""Options that replace those of all densities; a classifier's depth and width mean other things."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,19 @@ class Task:
     """One training, evaluation, analysis or report that a plan asks for; it can be pickled."""
 
     name: str
-    """Its own in the plan: the step, the values of ``each``, the seed."""
+    """Unique in the plan: the step, the values of ``each``, the seed."""
     step: str
     entry_point: str
     options: Options
-    """The options of the entry point. Of those in ``needs`` the value is not known yet."""
+    """The options of the entry point. The values of those in ``needs`` are not known yet."""
     seed: int | None
-    """None where the task is of no one seed."""
+    """None where the task belongs to no single seed."""
     each: Mapping[str, Any]
-    """The multiplied options, those of the runs that it is about included."""
+    """The values of ``each``, with those of the runs that the task is about."""
     needs: Mapping[str, str]
-    """Option → the task whose run it takes: that one has to be done before."""
+    """Option → the task whose run it takes, and which has to be done first."""
     after: tuple[str, ...] = ()
-    """Tasks that have to be over, whatever has become of them: this one looks at all runs."""
+    """Tasks that must have ended, successfully or not, since this one reads all runs."""
     contrast: str = ""
     """The run that a training from scratch is contrasted with; it has no option for that."""
 
@@ -53,10 +54,10 @@ def expand(
     values: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> tuple[Task, ...]:
-    """The plan's tasks, each after those that it builds on.
+    """The plan's tasks, each after those that it depends on.
 
-    ``seeds`` stand in place of the plan's, ``values`` in place of its own, and ``overrides`` are
-    laid over the options of every task that has them.
+    ``seeds`` and ``values`` replace those of the plan, and ``overrides`` replace the options of
+    every task that has them.
 
     >>> from oodflow.plans.plan import read_plan
     >>> tasks = expand(read_plan("quickstart"), seeds=[7])
@@ -83,18 +84,18 @@ def expand(
 
 
 def outlined(task: Task) -> Experiment:
-    """The experiment of a training as far as its options tell it; see :func:`outline`."""
+    """The experiment of a training as far as its options determine it; see :func:`outline`."""
     options = task.options
     assert isinstance(options, TrainOptions | FinetuneOptions)
     if isinstance(options, FinetuneOptions):
         options = untuned(options)
     facts = dataset_of(options)
-    # Which general set is there does not matter for what a training is and costs.
+    # The cost of a training does not depend on which general set is present.
     return outline(options, facts, facts.generals[-1] if facts.generals else facts.name)
 
 
 def with_runs(task: Task, run_ids: Mapping[str, str]) -> Task:
-    """The task with the runs of those that it needs; ``run_ids`` are by the names of tasks."""
+    """The task with the runs that it depends on filled in; ``run_ids`` maps task names to runs."""
     found = {option: run_ids[name] for option, name in task.needs.items()}
     if isinstance(task.options, TrainOptions):
         return replace(task, contrast=found.get("general", ""))
@@ -142,7 +143,7 @@ def _word(option: str, value: Any) -> str:
 def _subjects(
     step: Step, seeds: Sequence[int], before: Sequence[Task]
 ) -> list[tuple[int | None, Task | None]]:
-    """What a step has a task for: seeds, or tasks whose runs it is about, or nothing special."""
+    """What a step makes tasks for: seeds, the tasks whose runs it is about, or one task in all."""
     if step.entry_point in TRAINING:
         return [(seed, None) for seed in seeds]
     if SUBJECT not in step.runs:
@@ -187,7 +188,7 @@ def _filled(value: Any, values: Mapping[str, str]) -> Any:
 def _options(
     entry_point: str, given: Mapping[str, Any], seed: int | None, overrides: Mapping[str, Any]
 ) -> Options:
-    """The task's own options, what is laid over them, and defaults for the rest."""
+    """The task's own options, those that replace them, and defaults for the rest."""
     kind = ENTRY_POINTS[entry_point].options
     names = {each.name for each in options_of(kind)}
     laid = {name: value for name, value in overrides.items() if name in names}

@@ -1,4 +1,4 @@
-"""A task in a process of its own, on this machine or another: where it works, and doing it."""
+"""Runs a task in a worker process, on this machine or another."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ __all__ = ["Place", "work"]
 
 @dataclass(frozen=True)
 class Place:
-    """What a worker's process takes over from the one that sends it tasks."""
+    """What a worker process takes over from the process that sends it tasks."""
 
     folder: str
     variables: Mapping[str, str]
@@ -36,7 +36,7 @@ class Place:
 
 
 def work(place: Place, task: Task, outcomes: Mapping[str, Outcome]) -> Outcome:
-    """Do a task in a worker's process."""
+    """Run a task in a worker process."""
     os.environ.update(place.variables)
     try:
         Path(place.folder).mkdir(parents=True, exist_ok=True)

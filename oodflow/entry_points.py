@@ -1,0 +1,181 @@
+"""The entry points: their help, their options, their examples.
+
+The command line and ``MLproject`` are made from this table; :mod:`oodflow.commands` names the
+function behind each entry.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from oodflow.options import (
+    AnalyseOptions,
+    BenchOptions,
+    CheckOptions,
+    DatasetListOptions,
+    EvaluateOptions,
+    FinetuneOptions,
+    ImportOptions,
+    Options,
+    PrepareOptions,
+    QuickstartOptions,
+    ReportOptions,
+    ReproduceOptions,
+    RunListOptions,
+    ScoreOptions,
+    ShowOptions,
+    SyncOptions,
+    TrainOptions,
+    TuneOptions,
+)
+
+__all__ = ["ENTRY_POINTS", "EntryPoint"]
+
+
+@dataclass(frozen=True)
+class EntryPoint:
+    """A command: one line of help, its options, examples, and what ``MLproject`` shows of it."""
+
+    help: str
+    options: type[Options]
+    examples: tuple[str, ...]
+    project: tuple[str, ...] = ()
+    """Options that people set most, which ``MLproject`` lists; it takes all the others as well."""
+    details: str = ""
+    """More help, in paragraphs."""
+
+
+ENTRY_POINTS: Mapping[str, EntryPoint] = {
+    "main": EntryPoint(
+        "Quickstart: train, finetune and evaluate on the embedded data, then report.",
+        QuickstartOptions,
+        ("oodflow main", "oodflow main --seeds 1,2 --steps 20"),
+        ("dataset", "seeds", "steps", "workers", "device", "out"),
+    ),
+    "train": EntryPoint(
+        "Train a model from scratch; on a general dataset it becomes a general model.",
+        TrainOptions,
+        ("oodflow train", "oodflow train --dataset cifar10 --preset paper --seeds 1,2,3"),
+        ("model", "preset", "dataset", "seeds", "epochs", "steps", "batch_size", "lr", "device",
+         "precision"),
+    ),
+    "finetune": EntryPoint(
+        "Train on a dataset from the general model's weights, with or without an outlier loss.",
+        FinetuneOptions,
+        (
+            "oodflow finetune --dataset sketch-letters",
+            "oodflow finetune --outlier-loss binary --temperature 1000 --outlier-weight 6000",
+            "oodflow finetune --dataset sketch-general --outlier-loss binary "
+            "--outlier-dataset sketch-shapes   # Diff†",
+        ),
+        ("model", "preset", "dataset", "seeds", "init", "supervised", "outlier_loss",
+         "outlier_dataset", "general", "temperature", "outlier_weight", "margin", "epochs",
+         "steps", "batch_size", "lr", "device", "precision"),
+    ),
+    "evaluate": EntryPoint(
+        "Score test images under registered models: BPD, AUROC, AUPR, FPR95, figures.",
+        EvaluateOptions,
+        ("oodflow evaluate", "oodflow evaluate --run RUN_ID --ood sketch-digits,sketch-scenes"),
+        ("run", "general", "general_outlier", "ood", "limit", "device"),
+    ),
+    "tune": EntryPoint(
+        "Search the outlier loss's parameters for the best train-set anomaly detection (S4.4).",
+        TuneOptions,
+        (
+            "oodflow tune",
+            "oodflow tune --trials 50 --dataset cifar10 --preset paper --steps 2000",
+            "oodflow tune --outlier-loss margin --objective auroc,bpd",
+            "oodflow finetune --outlier-loss binary --temperature tuned --outlier-weight tuned",
+        ),
+        ("trials", "dataset", "outlier_loss", "objective", "study", "storage", "preset", "seeds",
+         "steps", "device"),
+    ),
+    "analyse": EntryPoint(
+        "Analyse registered models: Fourier mixes, correlations, extreme images, inlier folds.",
+        AnalyseOptions,
+        (
+            "oodflow analyse",
+            "oodflow analyse --what extremes --run RUN_ID --top 20",
+            "oodflow analyse --what fourier --images cifar10,svhn",
+        ),
+        ("what", "run", "images", "top", "subset", "device"),
+    ),
+    "report": EntryPoint(
+        "Write the report of all registered runs: an HTML page, tables, figures, claims.",
+        ReportOptions,
+        ("oodflow report", "oodflow report --out paper/tables"),
+        ("out", "published", "bootstrap", "missing"),
+    ),
+    "reproduce": EntryPoint(
+        "Make every run behind the tables and figures of a plan; the same command continues.",
+        ReproduceOptions,
+        (
+            "oodflow reproduce --dry-run",
+            "oodflow reproduce --only general,finetuned --seeds 1",
+            "oodflow reproduce --plan paper --general-set imagenet32",
+            "oodflow reproduce --plan paper --engine ray --gpus 0.5",
+        ),
+        ("plan", "dry_run", "only", "seeds", "general_set", "workers", "engine", "device", "out"),
+    ),
+    "bench": EntryPoint(
+        "Measure an update of a training: its parts, memory, and this device's floor for it.",
+        BenchOptions,
+        (
+            "oodflow bench --compare eager",
+            "oodflow bench --preset paper --batch-size 8 --steps 3 --loss binary",
+        ),
+    ),
+    "runs list": EntryPoint(
+        "List runs, the newest first.", RunListOptions, ("oodflow runs list --registered",)
+    ),
+    "runs show": EntryPoint(
+        "Show one run: tags, metrics, artifacts, and how to see it in the MLflow UI.",
+        ShowOptions,
+        ("oodflow runs show RUN_ID",),
+    ),
+    "runs sync": EntryPoint(
+        "Deliver what is kept in .oodflow/ of runs whose store was away: of one, or of all.",
+        SyncOptions,
+        ("oodflow runs sync",),
+        details="The store may be another one (MLFLOW_TRACKING_URI): runs that it does not know "
+        "are made anew there. A run whose training is over is then evaluated and registered.",
+    ),
+    "datasets list": EntryPoint(
+        "List all datasets: role, sizes, present or not, where expected, how to get them.",
+        DatasetListOptions,
+        ("oodflow datasets list",),
+    ),
+    "datasets prepare": EntryPoint(
+        "Read a dataset's raw files into a compact form that opens at once, replacing the old one.",
+        PrepareOptions,
+        (
+            "oodflow datasets prepare cifar10 --download",
+            "oodflow datasets prepare tiny300k --from 300K_random_images.npy",
+            'oodflow datasets prepare "folder:photos?resize=32&crop=32" --skip-broken',
+        ),
+        details="NAME is one of `oodflow datasets list`, any RGB one of these with -grey, or "
+        "folder:PATH with options: ?resize=N (shorter side to N), crop=N (central N×N), "
+        "channels=1, flip=0, role=general, test=SHARE of the test fold. What is not 32×32 then is "
+        "resized to it.",
+    ),
+    "datasets check": EntryPoint(
+        "Read a dataset through: counts, shapes, digest, mean and std, and a contact sheet.",
+        CheckOptions,
+        ("oodflow datasets check sketch-shapes",),
+    ),
+    "score": EntryPoint(
+        "Score image files, or folders of them, under a run's model: one row per image.",
+        ScoreOptions,
+        ("oodflow score RUN_ID photos/ one.png --out scores.csv --resize",),
+        details="Columns: file, log_prob (noise-free, nats over the 256 levels), scale1 …, "
+        "last_scale, bpd. Files that cannot be read are listed at the end and make the exit "
+        "code 1.",
+    ),
+    "import-checkpoint": EntryPoint(
+        "Make other people's weights a registered run; nothing of the file is executed.",
+        ImportOptions,
+        ("oodflow import-checkpoint cifar10_glow.th --format authors --dataset cifar10",),
+        details="The last line printed is the run's id.",
+    ),
+}  # fmt: skip
+"""By name. An entry point that lists no options for ``MLproject`` makes no run: it exists on the
+command line only."""
