@@ -5,7 +5,8 @@ import re
 import pytest
 from registered import PARAMS, add_general, add_run
 
-from oodflow.options import ENTRY_POINTS
+from oodflow.entry_points import ENTRY_POINTS
+from oodflow.options import options_of
 from oodflow.tracking.registry import read_registry
 from reports.contents import all_tables
 from reports.missing import missing_commands
@@ -86,5 +87,6 @@ def test_an_empty_store_lacks_the_papers_runs_in_an_order_that_works(store):
     for line in commands:
         name = line.split()[1]
         if name in ENTRY_POINTS:
-            known = {f"--{each.name.replace('_', '-')}" for each in ENTRY_POINTS[name].options()}
+            options = options_of(ENTRY_POINTS[name].options)
+            known = {f"--{each.name.replace('_', '-')}" for each in options}
             assert set(re.findall(r"--[a-z-]+", line)) <= known

@@ -1,5 +1,7 @@
 """Runs in a real store: made, continued, filled, ended, registered, found again."""
 
+import contextlib
+import threading
 import time
 
 import pytest
@@ -48,12 +50,29 @@ def test_tags_are_in_the_store_under_our_prefix(store):
     assert {key: tags[f"oodflow.{key}"] for key in TAGS} == TAGS
 
 
-def test_a_claimed_run_keeps_its_id_and_its_parameters(store):
-    claimed = store.client.create_run(store.experiment_id, run_name="by mlflow run").info.run_id
-    store.client.log_param(claimed, "seeds", "1,2")
-    assert runs.start(store, "ours", TAGS, claimed=claimed) == claimed
-    run = runs.get(store, claimed)
+def test_the_run_that_mlflow_run_made_keeps_its_id_and_its_parameters(store):
+    made = store.client.create_run(store.experiment_id, run_name="by mlflow run").info.run_id
+    store.client.log_param(made, "seeds", "1,2")
+    assert runs.start(store, "ours", TAGS, project_run=made) == made
+    run = runs.get(store, made)
     assert (run.name, run.tags, run.params) == ("ours", TAGS, {"seeds": "1,2"})
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(None, "FINISHED"), (KeyboardInterrupt(), "KILLED"), (ValueError("broken"), "FAILED")],
+)
+def test_a_recording_ends_as_what_is_done_in_it_does(store, error, status):
+    parent = started(store)
+    seen = []
+    expected = pytest.raises(type(error)) if error else contextlib.nullcontext()
+    with expected, runs.recording(store, "ours", TAGS, parent) as run_id:
+        seen.append(runs.get(store, run_id).status)
+        if error:
+            raise error
+    run = runs.get(store, run_id)
+    assert seen == ["RUNNING"]
+    assert (run.name, run.tags, run.parent, run.status) == ("ours", TAGS, parent, status)
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
@@ -216,3 +235,28 @@ def test_the_description_is_what_mlflow_shows_as_the_note(store):
     tags = store.client.get_run(run_id).data.tags
     assert tags["mlflow.note.content"] == "**bold**"
     assert runs.get(store, run_id).tags["evaluated"] == "x"
+
+
+def test_runs_that_name_the_same_new_datasets_at_the_same_moment_all_have_them(store):
+    made = [started(store) for _ in range(4)]
+    start, failed = threading.Barrier(len(made)), []
+
+    def log(run_id: str, name: str) -> None:
+        start.wait()
+        try:
+            use = runs.DatasetUse(name, "train", 10, "digest", "training", name)
+            runs.log_datasets(store, run_id, [use])
+        except Exception as error:
+            failed.append(error)
+
+    names = {f"set-{number}" for number in range(20)}
+    for name in sorted(names):
+        threads = [threading.Thread(target=log, args=(run_id, name)) for run_id in made]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failed
+    for run_id in made:
+        inputs = store.client.get_run(run_id).inputs.dataset_inputs
+        assert {each.dataset.name for each in inputs} == {f"{name}-train" for name in names}
