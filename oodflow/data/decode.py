@@ -32,9 +32,7 @@ def decode(
     return fitted(open_image(source), channels, resize, crop)
 
 
-def fitted(
-    image: Image.Image, channels: int, resize: int = 0, crop: int = 0
-) -> NDArray[np.uint8]:
+def fitted(image: Image.Image, channels: int, resize: int = 0, crop: int = 0) -> NDArray[np.uint8]:
     """A picture of mode L or RGB as C×32×32.
 
     ``resize`` makes its shorter side so long and keeps its aspect, ``crop`` then takes the central

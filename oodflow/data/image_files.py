@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -16,7 +16,14 @@ from oodflow.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["UnreadableImage", "find_images", "flattened", "image_suffixes", "open_image", "read_image"]
+__all__ = [
+    "UnreadableImage",
+    "find_images",
+    "flattened",
+    "image_suffixes",
+    "open_image",
+    "read_image",
+]
 
 
 class UnreadableImage(Exception):
@@ -55,24 +62,23 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
 
 
 def open_image(
-    source: BinaryIO | Path, *, formats: Sequence[str] | None = None, most_pixels: int = 0
+    source: BinaryIO | Path,
+    *,
+    formats: Sequence[str] | None = None,
+    admit: Callable[[tuple[int, int]], None] = lambda size: None,
 ) -> Image.Image:
     """The first picture of a file in Pillow's mode L or RGB, turned as it is stored.
 
     Transparency is put on black. Of 16-bit grey values the upper 8 bits stay, as Pillow does with
-    16-bit colour. ``formats`` are the only ones that are tried, by Pillow's names; an image of more
-    than ``most_pixels``, unless that is 0, is not decoded. Raises UnreadableImage for what is no
-    image, and for one of too many pixels.
+    16-bit colour. ``formats`` are the only ones that are tried, by Pillow's names. ``admit`` gets
+    width and height before anything is decoded, and may wait or raise UnreadableImage. Raises that
+    for what is no image.
     """
     from PIL import Image
 
     try:
         with Image.open(source, formats=formats) as opened:
-            width, height = opened.size
-            if 0 < most_pixels < width * height:
-                raise UnreadableImage(
-                    f"its {width}×{height} pixels are too many; at most {most_pixels} are decoded"
-                )
+            admit(opened.size)
             opened.load()
             return flattened(opened)
     except UnreadableImage:
