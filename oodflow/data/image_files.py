@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -64,7 +64,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
 def open_image(
     source: BinaryIO | Path,
     *,
-    formats: Sequence[str] | None = None,
+    formats: tuple[str, ...] | None = None,
     admit: Callable[[tuple[int, int]], None] = lambda size: None,
 ) -> Image.Image:
     """The first picture of a file in Pillow's mode L or RGB, turned as it is stored.

@@ -214,7 +214,7 @@ class Detector:
                 CALIBRATION_FILE,
             }:
                 raise KeyError("models")
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, UserError) as error:
             raise UserError(
                 f"{folder / FACTS_FILE} is not what this version of oodflow writes ({error}); "
                 "build the detector again"

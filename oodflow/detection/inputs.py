@@ -8,7 +8,7 @@ import base64
 import binascii
 import io
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +130,7 @@ def from_anything(item: object, preprocessing: Preprocessing) -> InputImage:
 
 
 def _decoded(
-    source: BinaryIO | Path, formats: Sequence[str] | None, preprocessing: Preprocessing
+    source: BinaryIO | Path, formats: tuple[str, ...] | None, preprocessing: Preprocessing
 ) -> InputImage:
     return _guarded(lambda admit: open_image(source, formats=formats, admit=admit), preprocessing)
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import mlflow.models
-import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.pyfunc import PythonModel
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
@@ -57,7 +57,7 @@ def signature() -> ModelSignature:
     )
 
 
-class ServedDetector(mlflow.pyfunc.PythonModel):
+class ServedDetector(PythonModel):
     """A detector behind MLflow's interface."""
 
     def load_context(self, context: Any) -> None:
@@ -65,8 +65,9 @@ class ServedDetector(mlflow.pyfunc.PythonModel):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.detector = Detector.load(Path(context.artifacts[ARTIFACT]), device)
 
-    # Without a hint at the input's type, which MLflow would take for a signature.
-    def predict(self, context, model_input, params=None):
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
         """Decide over the images of a request.
 
         Raises MlflowException, a bad request, for a table without such a column and for an α that
@@ -75,9 +76,11 @@ class ServedDetector(mlflow.pyfunc.PythonModel):
         alpha = float((params or {}).get("alpha", DEFAULT_ALPHA))
         try:
             inputs = _inputs(model_input, self.detector.preprocessing)
-            return self.detector.judge(inputs, alpha)[list(DECISION_COLUMNS)]
+            answer = self.detector.judge(inputs, alpha)[list(DECISION_COLUMNS)]
         except UserError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
+        # A NaN would be written as such, which is no JSON; what is missing becomes null.
+        return answer.astype({"score": "Float64", "p_value": "Float64"})
 
 
 def _inputs(table: pd.DataFrame, preprocessing: Preprocessing) -> list[InputImage]:
