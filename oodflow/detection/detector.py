@@ -108,27 +108,28 @@ class Detector:
         """``score`` and its parts ``scale1`` …, see :func:`measured`; a row an image."""
         return measured(self.score, self.models, images, self.device, on_progress)
 
-    def scores(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def scores(self, images: Iterable[object]) -> NDArray[np.float64]:
         """The score of each image in nats, shape N; higher is more in-distribution."""
-        return self.measure(images)["score"].to_numpy()
+        return self.measure(self.pixels(images))["score"].to_numpy()
 
-    def p_values(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def p_values(self, images: Iterable[object]) -> NDArray[np.float64]:
         """Conformal p-values, shape N: an inlier's is at most α with probability at most α.
 
         See :func:`oodflow.detection.conformal.conformal_p_values`.
         """
-        return self.calibration.p_values(self.measure(images))["p_value"].to_numpy()
+        measured_images = self.measure(self.pixels(images))
+        return self.calibration.p_values(measured_images)["p_value"].to_numpy()
 
-    def scale_p_values(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def scale_p_values(self, images: Iterable[object]) -> NDArray[np.float64]:
         """p-values of the parts of the score by scale, N×S; N×0 for a model without scales.
 
         A small one says at which scale an image is unusual. They are for explanation: the least of
         them is no p-value of the image.
         """
-        found = self.calibration.p_values(self.measure(images))
+        found = self.calibration.p_values(self.measure(self.pixels(images)))
         return found.drop(columns="p_value").to_numpy()
 
-    def decide(self, images: NDArray[np.uint8], alpha: float = DEFAULT_ALPHA) -> NDArray[np.bool_]:
+    def decide(self, images: Iterable[object], alpha: float = DEFAULT_ALPHA) -> NDArray[np.bool_]:
         """Which images are anomalous at the false-positive rate α: p(x) ≤ α; shape N.
 
         Raises UserError where α is not between 0 and 1, or too small for the calibration.
@@ -136,9 +137,45 @@ class Detector:
         allowed_rank(alpha, self.calibration.size)
         return self.p_values(images) <= alpha
 
+    def score_samples(self, images: Iterable[object]) -> NDArray[np.float64]:
+        """scikit-learn's name of :meth:`scores`; the sign is the same."""
+        return self.scores(images)
+
+    def decision_function(
+        self, images: Iterable[object], alpha: float = DEFAULT_ALPHA
+    ) -> NDArray[np.float64]:
+        """s(x) − s_(l), below 0 exactly where p(x) ≤ α: the l-th smallest calibration score is the
+        threshold, l = ⌊α(n + 1)⌋. As scikit-learn's outlier detectors have it; shape N, in nats."""
+        rank = allowed_rank(alpha, self.calibration.size)
+        return self.scores(images) - self.calibration.threshold(rank)
+
+    def predict(self, images: Iterable[object], alpha: float = DEFAULT_ALPHA) -> NDArray[np.int64]:
+        """+1 for an inlier, −1 for an anomalous image at the rate α, as scikit-learn has it."""
+        return np.where(self.decide(images, alpha), -1, 1)
+
     def read(self, items: Iterable[object]) -> list[InputImage]:
         """Paths, bytes, pictures or arrays, each prepared as the training images were."""
         return [from_anything(item, self.preprocessing) for item in items]
+
+    def pixels(self, images: Iterable[object]) -> NDArray[np.uint8]:
+        """Images as :meth:`measure` takes them, from all that :meth:`read` takes.
+
+        An array or tensor N×C×H×W or N×H×W×C is N images; uint8 N×C×32×32 stays as it is. Raises
+        UserError for the first one that cannot be read; :meth:`judge` gives it a row instead.
+        """
+        shape = (self.preprocessing.channels, 32, 32)
+        if (
+            isinstance(images, np.ndarray)
+            and images.dtype == np.uint8
+            and images.shape[1:] == shape
+        ):
+            return images
+        ready = []
+        for i, each in enumerate(self.read(images)):
+            if each.pixels is None:
+                raise UserError(f"image {i} cannot be read: {each.error}; leave it out")
+            ready.append(each.pixels)
+        return np.stack(ready) if ready else np.zeros((0, *shape), np.uint8)
 
     def judge(
         self, inputs: Sequence[InputImage], alpha: float | None = DEFAULT_ALPHA
@@ -152,27 +189,24 @@ class Detector:
         """
         if alpha is not None:
             allowed_rank(alpha, self.calibration.size)
-        rows = pd.DataFrame(
-            {
-                "score": np.nan,
-                "p_value": np.nan,
-                "anomalous": pd.array([pd.NA] * len(inputs), dtype="boolean"),
-                "resized": np.array([each.resized for each in inputs], dtype=bool),
-                "error": pd.Series([each.error for each in inputs], dtype=object),
-                **{name: np.nan for name in self.calibration.scales},
-                **{f"{name}_p": np.nan for name in self.calibration.scales},
-            }
-        )
-        readable = [i for i, each in enumerate(inputs) if each.pixels is not None]
-        if readable:
+        readable = np.array([each.pixels is not None for each in inputs], dtype=bool)
+        scales = self.calibration.scales
+        names = ["score", "p_value", *scales, *(f"{name}_p" for name in scales)]
+        numbers = {name: np.full(len(inputs), np.nan) for name in names}
+        if readable.any():
             pixels = np.stack([pixels for each in inputs if (pixels := each.pixels) is not None])
             found = self.measure(pixels)
-            p_values = self.calibration.p_values(found)
-            rows.loc[readable, list(found)] = found.to_numpy()
-            rows.loc[readable, list(p_values)] = p_values.to_numpy()
-            if alpha is not None:
-                rows.loc[readable, "anomalous"] = (p_values["p_value"] <= alpha).to_numpy()
-        return rows
+            for name, values in (*found.items(), *self.calibration.p_values(found).items()):
+                numbers[str(name)][readable] = values
+        anomalous = numbers["p_value"] <= (0.0 if alpha is None else alpha)
+        undecided = ~readable if alpha is not None else np.ones(len(inputs), dtype=bool)
+        columns = {
+            **numbers,
+            "anomalous": pd.arrays.BooleanArray(anomalous, undecided),
+            "resized": np.array([each.resized for each in inputs], dtype=bool),
+            "error": pd.Series([each.error for each in inputs], dtype=object),
+        }
+        return pd.DataFrame({name: columns[name] for name in (*DECISION_COLUMNS, *names[2:])})
 
     def save(self, folder: Path) -> str:
         """Write the detector into a new or empty folder; returns the folder's digest.

@@ -11,16 +11,19 @@ from pathlib import Path
 import pandas as pd
 
 from oodflow.data.image_files import image_suffixes
-from oodflow.detection.detector import BATCH, Detector
+from oodflow.detection.detector import Detector
 from oodflow.detection.inputs import InputImage, from_file
 from oodflow.errors import UserError
 
 __all__ = ["JudgedFiles", "image_files", "judged_files"]
 
-PART = 16
+TOGETHER = 256
+"""Files whose rows come together: a table of fewer rows costs more than to read the images."""
+
+PART = 32
 """Files that a thread reads at a time: a task costs more than to read a small image."""
 
-AHEAD = 2
+AHEAD = 1
 """Batches that are read, or being read, while one is scored."""
 
 
@@ -64,7 +67,7 @@ def judged_files(
     alpha: float | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[JudgedFiles]:
-    """The files in batches of :data:`oodflow.detection.detector.BATCH`, a row for every one.
+    """The files in batches of :data:`TOGETHER`, a row for every one.
 
     ``alpha`` as in :meth:`oodflow.detection.detector.Detector.judge`; ``on_progress`` gets the
     number of files so far. The memory needed does not grow with the number of files.
@@ -93,7 +96,7 @@ def _read_ahead(
 
     waiting: deque[tuple[list[Path], list[Future[list[InputImage]]]]] = deque()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        while batch := list(islice(files, BATCH)):
+        while batch := list(islice(files, TOGETHER)):
             parts = [batch[start : start + PART] for start in range(0, len(batch), PART)]
             waiting.append((batch, [pool.submit(read_part, part) for part in parts]))
             if len(waiting) > AHEAD:

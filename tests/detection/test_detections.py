@@ -91,7 +91,7 @@ def test_the_counts_are_those_of_all_rows(detector, folder):
         tally = tally.plus(judged.rows)
         frames.append(judged.rows)
     rows = pd.concat(frames)
-    assert [len(frame) for frame in frames] == [128, 128, 6]
+    assert [len(frame) for frame in frames] == [256, 6]
     assert tally.anomalous(25) == rows["anomalous"].sum()
     assert tally.counts.sum() == rows["p_value"].notna().sum()
 
@@ -106,7 +106,7 @@ def test_more_anomalies_than_inliers_give_are_noticed(detector, shapes, tmp_path
 
 def test_no_row_is_lost_whatever_the_number_of_files(detector, folder):
     files = list(image_files([folder]))
-    for count in (1, 15, 16, 17, 127, 128, 129, 262):
+    for count in (1, 31, 32, 33, 255, 256, 257, 262):
         done = []
         rows = [j.rows for j in judged_files(detector, files[:count], None, done.append)]
         assert sum(map(len, rows)) == count == done[-1]
@@ -125,8 +125,8 @@ def test_files_are_read_ahead_but_not_far(detector, folder):
             yield file
 
     first = next(judged_files(detector, watched()))
-    assert len(first.rows) == 128
-    assert len(asked) <= (stream.AHEAD + 1) * 128 < len(files)
+    assert len(first.rows) == stream.TOGETHER
+    assert len(asked) <= (stream.AHEAD + 1) * stream.TOGETHER < len(files)
 
 
 def test_memory_does_not_grow_with_the_files(detector, folder, tmp_path, monkeypatch):
@@ -134,12 +134,12 @@ def test_memory_does_not_grow_with_the_files(detector, folder, tmp_path, monkeyp
     files = [file for file in image_files([folder]) if file.name < "0128"]
     detect(detector, files, keep=5, out=tmp_path / "warm.csv")
     peaks = []
-    for repeats in (4, 24):
+    for repeats in (8, 24):
         tracemalloc.start()
         detect(detector, files * repeats, keep=5, out=tmp_path / f"{repeats}.csv")
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    # 2 560 files more; their pixels alone would be 8 MB.
+    # 2 048 files more; their pixels alone would be 6 MB.
     assert peaks[1] - peaks[0] < 500_000
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from oodflow.detection.calibration import Calibration, halves, refuse_training_images
 from oodflow.detection.conformal import allowed_rank
@@ -169,3 +170,26 @@ def test_training_images_cannot_calibrate(shapes, digits):
     mixed = torch.from_numpy(np.concatenate([digits, shapes[7:9]]))
     with pytest.raises(UserError, match="2 training images of sketch-shapes are among"):
         refuse_training_images(mixed, training, "sketch-shapes")
+
+
+def test_scikit_learns_interface_and_sign(detector, shapes, tmp_path):
+    fresh = shapes[250:300]
+    for alpha in (0.02, 0.2):
+        flagged = detector.decide(fresh, alpha)
+        assert detector.predict(fresh, alpha).tolist() == [-1 if each else 1 for each in flagged]
+        assert ((detector.decision_function(fresh, alpha) < 0) == flagged).all()
+    np.testing.assert_array_equal(detector.score_samples(fresh), detector.scores(fresh))
+
+
+def test_images_come_in_any_form(detector, shapes, tmp_path):
+    fresh = shapes[250:253]
+    expected = detector.scores(fresh)
+    rows = fresh.transpose(0, 2, 3, 1)
+    pictures = [Image.fromarray(each) for each in rows]
+    pictures[0].save(tmp_path / "a.png")
+    for given in (rows, torch.from_numpy(fresh), list(fresh), pictures):
+        np.testing.assert_array_equal(detector.scores(given), expected)
+    np.testing.assert_array_equal(detector.scores([tmp_path / "a.png"]), detector.scores(fresh[:1]))
+    with pytest.raises(UserError, match="image 1 cannot be read: no image of a known format"):
+        detector.p_values([fresh[0], b"no image"])
+    assert detector.scores([]).shape == (0,)
