@@ -184,13 +184,14 @@ class _Lowest:
     def add(self, judged: JudgedFiles) -> None:
         if not self._keep:
             return
-        for i, score in enumerate(judged.rows["score"].tolist()):
+        columns = {str(name): values.tolist() for name, values in judged.rows.items()}
+        for i, score in enumerate(columns["score"]):
             pixels = judged.inputs[i].pixels
             # The heap begins with the highest of the lowest scores, the newest of equal ones.
             full = len(self._heap) == self._keep
             if pixels is None or full and -score <= self._heap[0][0]:
                 continue
-            row = {str(name): value for name, value in judged.rows.iloc[i].items()}
+            row = {name: values[i] for name, values in columns.items()}
             # A copy: a row of the batch's array would keep the whole batch.
             entry = (-score, next(self._order), row, pixels.copy())
             (heapq.heappushpop if full else heapq.heappush)(self._heap, entry)
