@@ -20,7 +20,7 @@ FLOORS = (
     {"presets"},
     {"data", "models"},
     {"training", "evaluation", "foreign"},
-    {"tracking"},
+    {"tracking", "detection"},
     {"workflow"},
     {"bench"},
     {"plans"},
@@ -159,8 +159,11 @@ def importers(library: str) -> set[str]:
     }
 
 
-def test_only_tracking_imports_mlflow():
-    assert importers("mlflow") == {"tracking"}
+def test_only_tracking_and_the_served_code_import_mlflow():
+    assert importers("mlflow") == {"tracking", "detection"}
+    detection = [module for module in MODULES if unit(module) == "detection"]
+    named = {name for name in detection if "mlflow" in {n.split(".")[0] for n in imports(name)}}
+    assert named == {"oodflow.detection.served"}
 
 
 def test_only_tuning_imports_optuna():

@@ -15,7 +15,7 @@ from oodflow.data.archives import Shelf
 from oodflow.data.image_files import UnreadableImage, open_image
 from oodflow.data.source import Piece, Request, to_grey
 
-__all__ = ["decode", "pieces"]
+__all__ = ["SIDE", "decode", "fitted", "pieces", "scaled"]
 
 SIDE = 32
 CHUNK = 512
@@ -25,19 +25,24 @@ CHUNK = 512
 def decode(
     source: BinaryIO | Path, channels: int, resize: int = 0, crop: int = 0
 ) -> NDArray[np.uint8]:
-    """One image as C×32×32.
+    """One image file as C×32×32, as :func:`fitted` makes it.
+
+    Raises UnreadableImage for what is no image, and for one that is smaller than ``crop``.
+    """
+    return fitted(open_image(source), channels, resize, crop)
+
+
+def fitted(image: Image.Image, channels: int, resize: int = 0, crop: int = 0) -> NDArray[np.uint8]:
+    """A picture of mode L or RGB as C×32×32.
 
     ``resize`` makes its shorter side so long and keeps its aspect, ``crop`` then takes the central
     square of that side, both as torchvision does. What is not 32×32 after them is resized to it.
     All resizing is bilinear and antialiased. Colour becomes grey last, with the weights of S5.1.
 
-    Raises UnreadableImage for what is no image, and for one that is smaller than ``crop``.
+    Raises UnreadableImage for one that is smaller than ``crop``.
     """
-    image = open_image(source)
     if resize:
-        short = min(image.size)
-        width, height = (int(resize * side / short) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        image = image.resize(scaled(image.size, resize), Image.Resampling.BILINEAR)
     if crop:
         width, height = image.size
         if min(width, height) < crop:
@@ -51,6 +56,16 @@ def decode(
         return np.repeat(pixels[None], channels, axis=0)
     planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
     return planes if channels == 3 else to_grey(planes[None])[0]
+
+
+def scaled(size: tuple[int, int], short: int) -> tuple[int, int]:
+    """Width and height of a picture once its shorter side is ``short`` pixels.
+
+    >>> scaled((640, 480), 32)
+    (42, 32)
+    """
+    width, height = (int(short * side / min(size)) for side in size)
+    return width, height
 
 
 def pieces(

@@ -25,7 +25,7 @@ from oodflow.data.decode import pieces
 from oodflow.data.source import Fold, Raw, Request, lowest_hashes
 from oodflow.errors import UserError
 
-__all__ = ["listing", "read", "stamp"]
+__all__ = ["lengths", "listing", "read", "stamp"]
 
 LONGEST = 4096
 """Upper limit of the options resize and crop, in pixels."""
@@ -34,9 +34,7 @@ LONGEST = 4096
 def read(request: Request) -> Raw:
     """The folds; raises UserError for wrong options and for a folder that cannot be understood."""
     options, path = request.facts.options, request.path
-    resize, crop, share = _length(options, "resize"), _length(options, "crop"), _share(options)
-    if 0 < resize < crop:
-        raise UserError(f"folder option crop={crop} is more than resize={resize} leaves; lower it")
+    (resize, crop), share = lengths(options), _share(options)
     names = tuple(sorted(name for name, _ in _images(path)))
     if not names:
         raise UserError(f"no image in {path}; give a folder with images")
@@ -83,6 +81,17 @@ def _images(path: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
         what = "is a file" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}; give a folder with images")
     return (each for each in walk(path) if is_image(each[0]))
+
+
+def lengths(options: Mapping[str, str]) -> tuple[int, int]:
+    """The options resize and crop of a folder in pixels, 0 where one is not stated.
+
+    Raises UserError for what is no length, and for a crop that resizing leaves no room for.
+    """
+    resize, crop = _length(options, "resize"), _length(options, "crop")
+    if 0 < resize < crop:
+        raise UserError(f"folder option crop={crop} is more than resize={resize} leaves; lower it")
+    return resize, crop
 
 
 def _length(options: Mapping[str, str], key: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -16,7 +16,14 @@ from oodflow.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["UnreadableImage", "find_images", "image_suffixes", "open_image", "read_image"]
+__all__ = [
+    "UnreadableImage",
+    "find_images",
+    "flattened",
+    "image_suffixes",
+    "open_image",
+    "read_image",
+]
 
 
 class UnreadableImage(Exception):
@@ -54,24 +61,35 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def open_image(source: BinaryIO | Path) -> Image.Image:
+def open_image(
+    source: BinaryIO | Path,
+    *,
+    formats: tuple[str, ...] | None = None,
+    admit: Callable[[tuple[int, int]], None] = lambda size: None,
+) -> Image.Image:
     """The first picture of a file in Pillow's mode L or RGB, turned as it is stored.
 
     Transparency is put on black. Of 16-bit grey values the upper 8 bits stay, as Pillow does with
-    16-bit colour. Raises UnreadableImage for what is no image.
+    16-bit colour. ``formats`` are the only ones that are tried, by Pillow's names. ``admit`` gets
+    width and height before anything is decoded, and may wait or raise UnreadableImage. Raises that
+    for what is no image.
     """
     from PIL import Image
 
     try:
-        with Image.open(source) as opened:
+        with Image.open(source, formats=formats) as opened:
+            admit(opened.size)
             opened.load()
-            return _flat(opened)
+            return flattened(opened)
+    except UnreadableImage:
+        raise
     # Pillow's decoders raise whatever their formats make of broken bytes.
     except Exception as error:
         raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def _flat(image: Image.Image) -> Image.Image:
+def flattened(image: Image.Image) -> Image.Image:
+    """A loaded picture of any mode as :func:`open_image` gives it, in mode L or RGB."""
     import numpy as np
     from PIL import Image
 

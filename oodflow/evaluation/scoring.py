@@ -13,7 +13,11 @@ from oodflow.models.class_conditional import ClassConditionalGlow
 from oodflow.models.likelihood import NOISE_FREE, LikelihoodModel
 from oodflow.models.precision import precision_context
 
-__all__ = ["NOISE_CHUNK", "dequantisation_noise", "score_images"]
+__all__ = ["NOISE_CHUNK", "SMALLEST_BATCH", "dequantisation_noise", "score_images"]
+
+SMALLEST_BATCH = 16
+"""Fewer images are filled up. Convolution libraries compute a few images by other code than many: a
+quick Glow's log p was 0.002 nats off for an image alone, a smaller one's 0.001 nats for up to 8."""
 
 NOISE_CHUNK = 32
 """Images whose dequantisation noise is drawn together; a part of the noise's definition."""
@@ -103,13 +107,15 @@ def score_images(
     with evaluation_mode(model), arithmetic, torch.inference_mode():
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)
-            images = pixels[start:stop].to(device, non_blocking=True)
-            clean_batches.append(model(images, NOISE_FREE))
+            images = _filled(pixels[start:stop]).to(device, non_blocking=True)
+            clean_batches.append(model(images, NOISE_FREE)[: stop - start])
             if isinstance(model, ClassConditionalGlow):
-                predicted.append(model.class_log_probs(images, NOISE_FREE).argmax(1))
+                classes = model.class_log_probs(images, NOISE_FREE).argmax(1)
+                predicted.append(classes[: stop - start])
             if noisy:
                 noise = dequantisation_noise(first + start, first + stop, model.image_shape, seed)
-                noisy_batches.append(model(images, noise.to(device, non_blocking=True)))
+                noise = _filled(noise).to(device, non_blocking=True)
+                noisy_batches.append(model(images, noise)[: stop - start])
             if on_progress is not None:
                 on_progress(stop)
         # The device may still be computing: it is waited for here, once, not in every batch.
@@ -132,6 +138,12 @@ def score_images(
     if dequantised:
         columns["log_prob_dequantised"] = with_noise.sum(axis=1)
     return pd.DataFrame(columns)
+
+
+def _filled(batch: Tensor) -> Tensor:
+    """A batch of :data:`SMALLEST_BATCH` at least: its last row is repeated."""
+    missing = max(SMALLEST_BATCH - len(batch), 0)
+    return torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
 
 
 def _shape(shape: tuple[int, ...]) -> str:

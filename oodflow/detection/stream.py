@@ -1,0 +1,111 @@
+"""Decisions over any number of files: read ahead by threads while the models score."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import pandas as pd
+
+from oodflow.data.image_files import image_suffixes
+from oodflow.detection.detector import Detector
+from oodflow.detection.inputs import InputImage, from_file
+from oodflow.errors import UserError
+
+__all__ = ["JudgedFiles", "image_files", "judged_files"]
+
+TOGETHER = 256
+"""Files whose rows come together: a table of fewer rows costs more than to read the images."""
+
+PART = 32
+"""Files that a thread reads at a time: a task costs more than to read a small image."""
+
+AHEAD = 1
+"""Batches that are read, or being read, while one is scored."""
+
+
+@dataclass(frozen=True, eq=False)
+class JudgedFiles:
+    """Some files in their order: a row each, and what was read of each."""
+
+    rows: pd.DataFrame
+    """``file``, then the columns of :meth:`oodflow.detection.detector.Detector.judge`."""
+    inputs: list[InputImage]
+
+
+def image_files(paths: Iterable[Path]) -> Iterator[Path]:
+    """The files among the paths as they are, and the image files below the folders.
+
+    One folder after another, each sorted by name, so that no more than one folder's names are held
+    at a time. Raises UserError for a path that does not exist, and a folder that cannot be listed,
+    as soon as it comes to it.
+    """
+    known = image_suffixes()
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be listed: {error.strerror}") from error
+
+    for path in paths:
+        if path.is_dir():
+            for place, folders, names in os.walk(path, onerror=fail):
+                folders.sort()
+                for name in sorted(names):
+                    if os.path.splitext(name)[1].lower() in known:
+                        yield Path(place, name)
+        elif path.exists():
+            yield path
+        else:
+            raise UserError(f"no file or folder at {path}")
+
+
+def judged_files(
+    detector: Detector,
+    files: Iterable[Path],
+    alpha: float | None = None,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Iterator[JudgedFiles]:
+    """The files in batches of :data:`TOGETHER`, a row for every one.
+
+    ``alpha`` as in :meth:`oodflow.detection.detector.Detector.judge`; ``on_progress`` gets the
+    number of files so far. The memory needed does not grow with the number of files.
+    """
+    done = 0
+    for batch, inputs in _read_ahead(iter(files), lambda file: _read(detector, file)):
+        rows = detector.judge(inputs, alpha)
+        rows.insert(0, "file", [_printable(file) for file in batch])
+        yield JudgedFiles(rows, inputs)
+        done += len(batch)
+        on_progress(done)
+
+
+def _read(detector: Detector, file: Path) -> InputImage:
+    return from_file(file, detector.preprocessing)
+
+
+def _read_ahead(
+    files: Iterator[Path], read: Callable[[Path], InputImage]
+) -> Iterator[tuple[list[Path], list[InputImage]]]:
+    def read_part(part: list[Path]) -> list[InputImage]:
+        return [read(file) for file in part]
+
+    def collected(tasks: list[Future[list[InputImage]]]) -> list[InputImage]:
+        return [each for task in tasks for each in task.result()]
+
+    waiting: deque[tuple[list[Path], list[Future[list[InputImage]]]]] = deque()
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        while batch := list(islice(files, TOGETHER)):
+            parts = [batch[start : start + PART] for start in range(0, len(batch), PART)]
+            waiting.append((batch, [pool.submit(read_part, part) for part in parts]))
+            if len(waiting) > AHEAD:
+                oldest, tasks = waiting.popleft()
+                yield oldest, collected(tasks)
+        for oldest, tasks in waiting:
+            yield oldest, collected(tasks)
+
+
+def _printable(file: Path) -> str:
+    """A file's name as text that any file can hold: bytes that are no UTF-8 are spelled out."""
+    return os.fsencode(file).decode("utf-8", "backslashreplace")
