@@ -65,7 +65,7 @@ KINDS: dict[type, click.ParamType] = {
 def click_parameter(each: Option) -> click.Parameter:
     """The click parameter of one field: both spellings of its name, type, default and choices."""
     choices = [choice for choice in each.choices if choice is not None]
-    # Seeds are one text; other tuples are given one by one.
+    # Seeds are one word with commas; other tuples are given value by value.
     many = each.kind is tuple and not each.words
     kind: click.ParamType = click.Choice(choices) if choices else KINDS[str if many else each.kind]
     if each.words:
@@ -134,8 +134,8 @@ def cli() -> None:
 
 
 GROUPS = {
-    "runs": "Look at the runs in the MLflow store, and deliver what is kept for it.",
-    "datasets": "Look at the datasets, and prepare them.",
+    "runs": "List and show the runs in the MLflow store; deliver runs that are kept here.",
+    "datasets": "List, prepare and check datasets.",
 }
 for _name, _help in GROUPS.items():
     cli.add_command(Group(_name, help=_help))

@@ -39,7 +39,7 @@ class EntryPoint:
     options: type[Options]
     examples: tuple[str, ...]
     project: tuple[str, ...] = ()
-    """Options that people set most, which ``MLproject`` lists; it takes all the others as well."""
+    """Options that people set most, which ``MLproject`` lists; it accepts all others as well."""
     details: str = ""
     """More help, in paragraphs."""
 
@@ -117,7 +117,7 @@ ENTRY_POINTS: Mapping[str, EntryPoint] = {
         ("plan", "dry_run", "only", "seeds", "general_set", "workers", "engine", "device", "out"),
     ),
     "bench": EntryPoint(
-        "Measure an update of a training: its parts, memory, and this device's floor for it.",
+        "Measure a training update: its parts, its memory, and this device's lower bound for it.",
         BenchOptions,
         (
             "oodflow bench --compare eager",
@@ -133,11 +133,12 @@ ENTRY_POINTS: Mapping[str, EntryPoint] = {
         ("oodflow runs show RUN_ID",),
     ),
     "runs sync": EntryPoint(
-        "Deliver what is kept in .oodflow/ of runs whose store was away: of one, or of all.",
+        "Deliver to the MLflow store what .oodflow/ keeps of one run, or of all runs.",
         SyncOptions,
         ("oodflow runs sync",),
-        details="The store may be another one (MLFLOW_TRACKING_URI): runs that it does not know "
-        "are made anew there. A run whose training is over is then evaluated and registered.",
+        details="Reports and weights are kept there while the store is away. The store may be "
+        "another one (MLFLOW_TRACKING_URI): a run that it does not know is created there. A run "
+        "whose training has ended is then evaluated and registered.",
     ),
     "datasets list": EntryPoint(
         "List all datasets: role, sizes, present or not, where expected, how to get them.",
@@ -145,20 +146,21 @@ ENTRY_POINTS: Mapping[str, EntryPoint] = {
         ("oodflow datasets list",),
     ),
     "datasets prepare": EntryPoint(
-        "Read a dataset's raw files into a compact form that opens at once, replacing the old one.",
+        "Convert a dataset's raw files into a compact form that opens at once.",
         PrepareOptions,
         (
             "oodflow datasets prepare cifar10 --download",
             "oodflow datasets prepare tiny300k --from 300K_random_images.npy",
             'oodflow datasets prepare "folder:photos?resize=32&crop=32" --skip-broken',
         ),
-        details="NAME is one of `oodflow datasets list`, any RGB one of these with -grey, or "
-        "folder:PATH with options: ?resize=N (shorter side to N), crop=N (central N×N), "
-        "channels=1, flip=0, role=general, test=SHARE of the test fold. What is not 32×32 then is "
-        "resized to it.",
+        details="NAME is a name that `oodflow datasets list` shows, the name of an RGB dataset "
+        "followed by -grey, or folder:PATH. Append options to a folder after `?`, joined by &: "
+        "resize=N (shorter side to N), crop=N (central N×N), channels=1 (grey), flip=0, "
+        "role=general, test=SHARE (size of the test fold). Images of another size than 32×32 are "
+        "then resized to it.",
     ),
     "datasets check": EntryPoint(
-        "Read a dataset through: counts, shapes, digest, mean and std, and a contact sheet.",
+        "Read a whole dataset: counts, shapes, digest, mean and std, and a contact sheet.",
         CheckOptions,
         ("oodflow datasets check sketch-shapes",),
     ),
@@ -171,7 +173,7 @@ ENTRY_POINTS: Mapping[str, EntryPoint] = {
         "code 1.",
     ),
     "import-checkpoint": EntryPoint(
-        "Make other people's weights a registered run; nothing of the file is executed.",
+        "Turn a published checkpoint into a registered run; nothing in the file is executed.",
         ImportOptions,
         ("oodflow import-checkpoint cifar10_glow.th --format authors --dataset cifar10",),
         details="The last line printed is the run's id.",

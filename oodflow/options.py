@@ -74,8 +74,8 @@ def option(
 ) -> Any:
     """A field that people set, with its help and its default.
 
-    ``name`` is that on the command line, where the field's own cannot be used. An ``argument``
-    stands there without a name; what is ``required`` has to be given.
+    ``name`` replaces the field's name on the command line, where Python cannot use it. An
+    ``argument`` is given without a name; a ``required`` option has to be given.
     """
     facts = {"name": name, "required": required, "argument": argument}
     return field(default=default, metadata={"help": help, "choices": choices, **facts})
@@ -359,7 +359,7 @@ class ShowOptions(Options):
 class SyncOptions(PlaceOptions):
     """Run"""
 
-    run: str = option("run id; without it all that are kept", "", argument=True)
+    run: str = option("run id; all kept runs without one", "", argument=True)
 
 
 @dataclass(frozen=True)
@@ -374,8 +374,8 @@ class PrepareOptions(DatasetListOptions):
     """Preparation"""
 
     dataset: str = option("name or folder:PATH", argument=True, required=True, name="name")
-    source: str = option("where the raw files are; else the data folder", "", name="from")
-    download: bool = option("fetch the files from their makers", False)
+    source: str = option("where the raw files are, if not in the data folder", "", name="from")
+    download: bool = option("download the raw files", False)
     skip_broken: bool = option("leave out images that cannot be read", False)
     exclude: tuple[str, ...] = option("tiny: file with numbers of images to leave out", ())
 
@@ -385,7 +385,7 @@ class CheckOptions(DatasetListOptions):
     """Check"""
 
     dataset: str = option("name or folder:PATH", argument=True, required=True, name="name")
-    out: str = option("file of the contact sheet; else NAME-contact-sheet.png", "")
+    out: str = option("file of the contact sheet; default: NAME-contact-sheet.png", "")
 
 
 @dataclass(frozen=True)
@@ -395,7 +395,7 @@ class ScoreOptions(Options):
     run: str = option("run id or models:/ URI", argument=True, required=True)
     paths: tuple[str, ...] = option("image files or folders", (), argument=True, required=True)
     out: str = option("file to write, .csv or .parquet", "", required=True)
-    resize: bool = option("resize images of another size than the model's", False)
+    resize: bool = option("resize images whose size is not the model's", False)
     device: str = option("cpu, cuda, …", AUTO)
 
 

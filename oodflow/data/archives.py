@@ -1,4 +1,4 @@
-"""Files by their names, in a folder or in a zip archive that is read without being extracted."""
+"""Files by name, in a folder or in a zip archive that is read without being extracted."""
 
 import io
 import os
@@ -42,7 +42,7 @@ def is_image(name: str) -> bool:
 def walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """The files below a folder with their relative names, unsorted.
 
-    What is hidden is left out, and so are links to folders and links that lead nowhere.
+    Hidden files, links to folders and broken links are left out.
     Raises UserError where a folder cannot be listed.
     """
     waiting = [""]

@@ -1,7 +1,7 @@
 """Batches: shuffled, augmented, with dequantisation noise, made on the device from one tensor.
 
-All randomness is a function of the seed and of the position in the training, never of what was
-drawn before. A resumed run continues with the same batches and needs no generator state, and the
+All randomness is a function of the seed and of the position in the training, never of earlier
+draws. A resumed run continues with the same batches and needs no generator state, and the
 batches on a CPU and on an accelerator are the same.
 """
 
@@ -73,7 +73,7 @@ def noise_like(images: Tensor, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What one training step sees, all on the device."""
+    """The images of one training step, all on the device."""
 
     images: Tensor
     """uint8 B×C×H×W, augmented."""

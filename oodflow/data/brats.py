@@ -62,7 +62,7 @@ class _Broken(Exception):
 
 @contextmanager
 def _decoding() -> Iterator[None]:
-    """What decoders make of broken bytes, a dozen kinds of errors, becomes _Broken."""
+    """The many kinds of errors that decoders raise for broken bytes become _Broken."""
     try:
         yield
     except Exception as error:

@@ -25,10 +25,10 @@ class Dataset:
 
     name: str
     role: str
-    """``in_distribution``, ``general`` or ``outlier``: what it is for when nothing else is said."""
+    """``in_distribution``, ``general`` or ``outlier``: its purpose unless stated otherwise."""
     channels: int
     classes: int
-    """Number of classes; 0 means that the images have no labels, or a folder not yet read."""
+    """Number of classes; 0 for images without labels, and for a folder not read yet."""
     train_size: int
     """Images of the training fold; 0 for a set that only serves as outliers."""
     test_size: int
@@ -43,13 +43,13 @@ class Dataset:
     obtain: str
     """One sentence: how to get it."""
     source: str
-    """What reads its files, by the name in :mod:`oodflow.data.prepared`."""
+    """The name of the module that reads its files."""
     family: str = "natural"
     """Datasets that are reported together: natural, grey, mri, sketch or folder."""
     translate: int = 3
     """Training images are shifted by up to so many pixels in x and in y (S4.1)."""
     options: Mapping[str, str] = field(default_factory=dict)
-    """What stands behind the ``?`` of a folder's name."""
+    """The options after the ``?`` of a folder's name."""
 
     @property
     def slug(self) -> str:
@@ -118,7 +118,7 @@ def _published(
 def _elsewhere(
     name: str, role: str, classes: int, sizes: tuple[int, int], obtain: str, source: str = ""
 ) -> Dataset:
-    """An RGB set that its makers, not this program, give away."""
+    """An RGB dataset that users get from its publishers."""
     return Dataset(
         name=name,
         role=role,
@@ -160,7 +160,7 @@ def _brats(name: str) -> Dataset:
 
 
 _ENTRIES = (
-    # Mirrored letters and digits would be other signs, mirrored shapes are shapes.
+    # Mirrored letters and digits are other characters, mirrored shapes are the same shapes.
     _sketch(
         "sketch-shapes",
         "in_distribution",
@@ -301,7 +301,7 @@ def lookup(name: str) -> Dataset:
 
 
 def slug_of(name: str) -> str:
-    """A dataset's short name, also where nothing of that name is known any more."""
+    """A dataset's short name, even of a dataset that no longer exists."""
     return lookup(name).slug if name.startswith("folder:") else name
 
 

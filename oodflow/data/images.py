@@ -32,9 +32,9 @@ SOURCES: Mapping[str, str] = {
 """Module behind each source; imported when it is needed, since some bring large libraries."""
 
 CHANGING = ("sketch", "folder")
-"""Sources whose ``stamp(path)`` tells whether what was prepared still holds.
+"""Sources whose ``stamp(path)`` shows whether the prepared form is still valid.
 
-The files of the others are not changed by their makers.
+The files of the others do not change.
 """
 
 Progress = Callable[[int, int], None]
@@ -165,7 +165,7 @@ def prepare(
     keep(
         facts,
         data_dir,
-        # The stamp comes first: what changes while it is read must not pass for prepared.
+        # The stamp comes first, so that a change during reading is noticed.
         _stamp(facts, data_dir),
         lambda: source.read(Request(facts, path, on_broken, exclude)),
         lambda: len(skipped),

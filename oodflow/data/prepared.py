@@ -1,9 +1,9 @@
 """Prepared datasets: each fold once as an array of uint8 N×C×32×32, opened as a memory map.
 
-A dataset lives in ``prepared/<slug>/`` below the data folder: ``<fold>.npy``,
-``<fold>-labels.npy`` and ``facts.json``. It is made in a folder beside it and moved when it is
-whole, so that a preparation killed at any point leaves nothing behind that could be taken for
-data. Everything streams: the memory needed does not grow with the dataset.
+A dataset is in ``prepared/<slug>/`` below the data folder: ``<fold>.npy``, ``<fold>-labels.npy``
+and ``facts.json``. It is written to a folder beside it and moved when it is complete, so that a
+preparation killed at any point leaves nothing that could be mistaken for data. Everything is
+streamed: the memory needed does not grow with the dataset.
 """
 
 import dataclasses
@@ -134,8 +134,9 @@ def keep(
 ) -> None:
     """Write what a source reads in the prepared form, in place of what is there.
 
-    ``skipped`` says in the end how many images were left out; ``needed`` whether there is anything
-    to do, once no other process is at it; ``on_progress`` gets the images done and those in all.
+    ``skipped`` tells at the end how many images were left out. ``needed`` tells, once no other
+    process prepares the dataset, whether there is anything to do. ``on_progress`` gets the number
+    of images done and the total.
     Raises UserError where the images have the wrong shape and where nothing can be written.
     """
     target = data_dir / "prepared" / facts.slug

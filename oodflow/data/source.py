@@ -1,4 +1,4 @@
-"""What every source of images offers: the folds of a dataset, read from its raw files in pieces.
+"""The interface of every source: the folds of a dataset, read from its raw files in pieces.
 
 A source module has one function ``read(request) -> Raw``. It checks at once what it can check
 cheaply (files there, sizes right, at least one image) and reads lazily, so that memory stays small
@@ -69,7 +69,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Raw:
-    """A dataset as its raw files have it."""
+    """A dataset as its raw files define it."""
 
     folds: Mapping[str, Fold]
     """``train`` and ``test``, or ``test`` alone for a set that only serves as outliers."""

@@ -1,7 +1,7 @@
 """The published datasets that torchvision knows, as whole tensors (S5).
 
-torchvision finds the files, checks their sums and parses them; the arrays that its objects hold
-are taken at once, no image passes through PIL.
+torchvision finds the files, verifies their checksums and parses them. The arrays of its dataset
+objects are used as a whole; no image passes through PIL.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """The images that score highest, out of more than fit into memory (S8).
 
-Images are read a batch at a time. What is kept of them is the highest scores so far and their
-positions, so that the memory needed depends on the batch alone.
+Images are read batch by batch. Only the highest scores so far and their positions are kept, so the
+memory needed depends on the batch size alone.
 """
 
 from collections.abc import Callable, Mapping

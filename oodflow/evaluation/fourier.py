@@ -1,7 +1,7 @@
 """Images mixed in frequency space: the amplitudes of one with the phases of another (S3).
 
-The phases carry what is in an image, the amplitudes its low-level statistics. Whose likelihood a
-mixed image has tells what a likelihood depends on.
+The phases carry the content of an image, the amplitudes its low-level statistics. The likelihood of
+a mixed image, compared with those of its two donors, shows which of them a model depends on.
 """
 
 import torch

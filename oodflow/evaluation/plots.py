@@ -80,7 +80,7 @@ def histogram_figure(
 def roc_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str) -> Figure:
     """ROC curves; each name maps to the scores of (in-distribution, outlier) images.
 
-    In-distribution is the positive class. The thin horizontal line is where FPR95 is read off.
+    In-distribution is the positive class. FPR95 is read off at the thin horizontal line.
     """
     figure = new_figure(4.4, 4.4)
     axes = figure.subplots()

@@ -1,8 +1,8 @@
 """The score table: log-likelihoods of every image of one dataset under one model, and its file.
 
-A model is run over a dataset once (:mod:`oodflow.evaluation.scoring`, which needs torch; this
-module does not). What comes out is kept as Parquet with the facts it belongs to,
-and every score, AUROC and figure is computed from it (:mod:`oodflow.evaluation.scores`).
+A model scores a dataset once (:mod:`oodflow.evaluation.scoring`, which needs torch; this module
+does not). The result is kept as Parquet, with facts about model and images. Every score, AUROC and
+figure is computed from it (:mod:`oodflow.evaluation.scores`).
 """
 
 import json

@@ -36,8 +36,8 @@ class Validation:
     ) -> None:
         """``general`` scores the subsets once, here; it must not be the model in training.
 
-        ``precision`` is that of the training: in float32 a report would cost several of its steps
-        more, and AUROCs differ by less than their own error.
+        ``precision`` is that of the training: in float32 a validation would cost as much as several
+        more updates, while AUROCs differ by less than their sampling error.
         """
         self._sets = {"": own, **outliers}
         self._device = device

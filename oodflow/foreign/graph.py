@@ -1,9 +1,9 @@
-"""The graph of the authors' pickled models: what an image passes on its way to each latent.
+"""The graph of the authors' pickled models: the layers from the image to each latent.
 
 Every node has a ``module``, a layer or an ``InvertibleSequential`` of layers, and ``prev``, the
-node before it. A ``CatAsListNode`` at the top has one ``prev`` for each scale. Their ways from the
-image share nodes: that of scale i passes the flows of the scales 1 … i, then a ``Flatten2d``,
-affines of the latent (``ActNorm``) and a Gaussian.
+node before it. A ``CatAsListNode`` at the top has one ``prev`` for each scale. Their paths from
+the image share nodes: the path of scale i goes through the flows of the scales 1 … i, then a
+``Flatten2d``, affines of the latent (``ActNorm``) and a Gaussian.
 
 A class-conditional model has several Gaussians over one flow: a top per class, each with affines of
 its own behind the shared ones, or one top whose Gaussians have a row per class. The tops may lie in

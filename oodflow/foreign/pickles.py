@@ -1,4 +1,4 @@
-"""Files of ``torch.save``, in the old and the new serialisation, read without running them.
+"""Files of ``torch.save``, in the old and the new format, read without running any code.
 
 The new one is a zip archive: ``NAME/data.pkl`` and the elements of every storage under
 ``NAME/data/KEY``, none compressed. The old one is a row of pickles (a magic number, the version of

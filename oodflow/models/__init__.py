@@ -1,1 +1,1 @@
-"""Models: what log p(x) is. PyTorch only; nothing here trains, stores or reports."""
+"""Models: log p(x) of images. PyTorch only; nothing here trains, stores or reports."""

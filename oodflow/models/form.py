@@ -1,7 +1,7 @@
-"""How a model is computed, which has no say in what: the numbers are the same up to rounding.
+"""How a model is computed. All forms give the same numbers, up to rounding.
 
-The form is the caller's affair and not the model's: an optimised model and its checkpoints know
-nothing of it. It is read when the forward pass runs, and the backward pass follows from there.
+The caller chooses the form; models and checkpoints do not depend on it. It is read when the forward
+pass runs and then holds for the backward pass too.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,9 +17,9 @@ from oodflow.errors import unknown_name
 __all__ = ["FORMS", "computed_as", "current_form", "run"]
 
 FORMS = ("fused", "recomputed", "plain")
-"""``fused``: layers folded into each other, with gradients written by hand. ``recomputed``: so
-too, and activations are computed a second time in the backward pass instead of being kept until
-then. ``plain``: one layer after another, as the textbook has them."""
+"""``fused``: layers folded into each other, with gradients written by hand. ``recomputed``: the
+same, with activations computed again in the backward pass instead of being kept. ``plain``: one
+layer after another."""
 
 _FORM: ContextVar[str] = ContextVar("form", default="fused")
 

@@ -1,7 +1,7 @@
 """The invertible layers of Glow, each by itself (S1.1; Glow: arXiv:1807.03039).
 
-They are the definition, and what inverses and the initialisation run. In training and scoring the
-steps of a whole scale are folded into fewer operations: see :mod:`oodflow.models.fused`.
+They define the model; inverses and the initialisation run them. In training and scoring the steps
+of a whole scale are folded into fewer operations: see :mod:`oodflow.models.fused`.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The one question that every model answers: log p(x) of 8-bit images, in nats."""
+"""The interface of every model: log p(x) of 8-bit images, in nats."""
 
 import math
 

@@ -116,7 +116,7 @@ class PixelCNN(LikelihoodModel):
     ) -> Tensor:
         """Draw uint8 images N×C×32×32 pixel by pixel, reproducible from the generator.
 
-        ``on_progress`` hears after every row how many of how many are done. Dropout is off.
+        ``on_progress`` gets the rows done and their total after every row. Dropout is off.
 
         The vertical stream runs once a row, the horizontal one once a pixel, and both only over
         the part of the image up to there. Sixteen images take about 6 seconds on one CPU core

@@ -9,14 +9,14 @@ import torch
 __all__ = ["full_precision", "precision_context"]
 
 BACKENDS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-"""Who may round float32 to TF32 in products and convolutions."""
+"""Backends that may round float32 to TF32 in products and convolutions."""
 
 
 @contextmanager
 def precision_context(precision: str, device: torch.device) -> Iterator[None]:
     """Networks inside compute in ``fp32``, ``tf32`` (products on GPUs) or ``bf16`` (autocast).
 
-    What was set before holds again afterwards: a later computation is none the wiser.
+    The previous settings are restored afterwards.
     """
     with (
         _tf32(precision == "tf32"),
@@ -28,8 +28,8 @@ def precision_context(precision: str, device: torch.device) -> Iterator[None]:
 def full_precision(device: torch.device) -> AbstractContextManager[None]:
     """A flow's own maps inside are in full precision, whatever that of the networks.
 
-    Rounding in a network is the same on the way back, and only makes it another network. That of
-    the map itself is undone by nothing.
+    Rounding inside a coupling network is harmless: the inverse evaluates the same network. Rounding
+    of the invertible map itself could not be undone.
     """
     if not (torch.is_autocast_enabled(device.type) or any(b.allow_tf32 for b in BACKENDS)):
         return nullcontext()

@@ -1,4 +1,4 @@
-"""Wide residual network: tells in-distribution images from general ones, without any density."""
+"""Wide residual network: classifies images as in-distribution or general, without a density."""
 
 import math
 
@@ -13,11 +13,11 @@ __all__ = ["WideResNet"]
 
 
 class WideResNet(LikelihoodModel):
-    """A binary classifier in the clothes of a likelihood model (S9; arXiv:1605.07146).
+    """A binary classifier with the interface of a likelihood model (S9; arXiv:1605.07146).
 
     The purely discriminative baseline of S9: trained on in-distribution images as the positive
     and general images as the negative class, it scores an image with p(in-distribution | x). So
-    that scores and tables need not know the difference, ``forward`` returns the logarithm of that
+    that scores and tables work unchanged, ``forward`` returns the logarithm of that
     probability, N×1, in nats. It is a log-probability of a label, NOT a log-density of the image:
     bits per dimension and differences to a general model mean nothing, as ``is_density`` says.
 
