@@ -72,8 +72,9 @@ def click_parameter(each: Option) -> click.Parameter:
         kind = WordOr(kind, each.words)
     if each.argument:
         count = -1 if many else 1
-        name, metavar = each.name, each.flag.upper() + "..." * many
-        required = each.required
+        name, required = each.name, each.required
+        metavar = each.flag.upper() + "..." * many
+        metavar = metavar if required else f"[{metavar}]"
         default = {} if required else {"default": each.default}
         return click.Argument([name], type=kind, nargs=count, required=required, metavar=metavar,
                               **default)  # fmt: skip
@@ -134,6 +135,7 @@ def cli() -> None:
 
 
 GROUPS = {
+    "detector": "Make detectors that can be loaded, served and decided with.",
     "runs": "List and show the runs in the MLflow store; deliver runs that are kept here.",
     "datasets": "List, prepare and check datasets.",
 }

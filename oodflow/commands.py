@@ -23,6 +23,8 @@ COMMANDS: Mapping[str, str] = {
     "write report": "reports.command:write_report",
     "reproduce": "oodflow.plans.reproduce:command",
     "bench": "oodflow.bench.command:command",
+    "detector build": "oodflow.workflow.detectors:command",
+    "detect": "oodflow.workflow.detect:command",
     "runs list": "oodflow.workflow.listing:list_command",
     "runs show": "oodflow.workflow.listing:show_command",
     "runs sync": "oodflow.workflow.sync:command",

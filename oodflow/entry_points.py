@@ -12,6 +12,8 @@ from oodflow.options import (
     BenchOptions,
     CheckOptions,
     DatasetListOptions,
+    DetectOptions,
+    DetectorOptions,
     EvaluateOptions,
     FinetuneOptions,
     ImportOptions,
@@ -123,6 +125,28 @@ ENTRY_POINTS: Mapping[str, EntryPoint] = {
             "oodflow bench --compare eager",
             "oodflow bench --preset paper --batch-size 8 --steps 3 --loss binary",
         ),
+    ),
+    "detector build": EntryPoint(
+        "Build a detector: models, a score, and a calibration that makes its decisions a promise.",
+        DetectorOptions,
+        (
+            "oodflow detector build",
+            "oodflow detector build RUN_ID --score diff --calibrate folder:new-photos --champion",
+        ),
+        ("run", "score", "calibrate", "champion", "device"),
+        details="Half of the calibration images calibrate, the other half measures the "
+        "false-positive rate. The detector becomes a version of the registered model "
+        "oodflow-detector-DATASET, which MLflow loads and serves.",
+    ),
+    "detect": EntryPoint(
+        "Decide which image files are anomalous, at a false-positive rate of your choice.",
+        DetectOptions,
+        (
+            "oodflow detect models:/oodflow-detector-sketch-shapes@champion photos/",
+            "oodflow detect RUN_ID photos/ --alpha 0.01 --out found.csv --html found.html",
+        ),
+        details="An inlier is called anomalous with probability at most alpha, whatever the model. "
+        "The last lines test whether a whole folder has more anomalies than inliers would give.",
     ),
     "runs list": EntryPoint(
         "List runs, the newest first.", RunListOptions, ("oodflow runs list --registered",)

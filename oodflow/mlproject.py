@@ -30,17 +30,22 @@ def _parameter(each: Option) -> str:
     return f"{each.name}: {{type: {kind}, default: {default}}}"
 
 
+def _word(each: Option) -> str:
+    value = f"{{{each.name}}}"
+    return value if each.argument else f"--{each.name.replace('_', '-')} {value}"
+
+
 def _entry(name: str, entry: EntryPoint) -> Iterator[str]:
     options = {each.name: each for each in options_of(entry.options)}
     shown = [options[option] for option in entry.project]
     yield f"  # {entry.help}"
-    yield f"  {name}:"
+    yield f"  {name.split()[0]}:"
     yield "    parameters:"
     for each in shown:
         choices = ", ".join(choice for choice in each.choices if choice)
         yield f"      # {each.help}{f' ({choices})' if choices else ''}"
         yield f"      {_parameter(each)}"
-    words = [f"--{each.name.replace('_', '-')} {{{each.name}}}" for each in shown]
+    words = [_word(each) for each in shown]
     lines = [" ".join(words[first : first + 3]) for first in range(0, len(words), 3)]
     yield "    command: >-"
     yield f"      python -m oodflow {name}"

@@ -22,6 +22,8 @@ __all__ = [
     "CheckOptions",
     "DataOptions",
     "DatasetListOptions",
+    "DetectOptions",
+    "DetectorOptions",
     "EvaluateOptions",
     "FinetuneOptions",
     "ImportOptions",
@@ -58,6 +60,9 @@ TUNED = "tuned"
 """The word for the best value of the newest registered study."""
 
 PRESETS = ("quick", "paper")
+
+DETECTABLE = (AUTO, "raw", "scale1", "scale2", "last_scale", "diff", "diff_outlier")
+"""Scores that a detector can have."""
 
 TunableNumber = float | Literal["tuned"]
 Seeds = tuple[int, ...]
@@ -396,6 +401,38 @@ class ScoreOptions(Options):
     paths: tuple[str, ...] = option("image files or folders", (), argument=True, required=True)
     out: str = option("file to write, .csv or .parquet", "", required=True)
     resize: bool = option("resize images whose size is not the model's", False)
+    device: str = option("cpu, cuda, …", AUTO)
+
+
+@dataclass(frozen=True)
+class DetectorOptions(PlaceOptions):
+    """Detector"""
+
+    run: str = option(
+        "in-distribution model: a run id, a models:/ URI; auto: the newest", AUTO, argument=True
+    )
+    score: str = option("auto: the best that the registered contrasts allow", AUTO, DETECTABLE)
+    calibrate: str = option("images not trained on: test, a dataset, or folder:PATH", "test")
+    general: str = option("general model of diff; auto: that of the run", AUTO)
+    general_outlier: str = option("general model of diff_outlier; auto: newest of the seed", AUTO)
+    champion: bool = option("give the new version the alias champion", False)
+
+
+@dataclass(frozen=True)
+class DetectOptions(Options):
+    """Detection"""
+
+    detector: str = option(
+        "models:/NAME/VERSION, models:/NAME@champion, a run id, or a folder",
+        argument=True,
+        required=True,
+    )
+    paths: tuple[str, ...] = option("image files or folders", (), argument=True, required=True)
+    alpha: float = option("false-positive rate of the decisions", 0.05)
+    fdr: float | None = option("decide at this false discovery rate instead (Benjamini–Hochberg)")
+    out: str = option("file of a row per image, .csv or .parquet", "")
+    html: str = option("page with the most anomalous images first", "")
+    fail_on_anomaly: bool = option("exit with code 1 where an image is anomalous", False)
     device: str = option("cpu, cuda, …", AUTO)
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "effect_figure",
     "histogram_figure",
     "new_figure",
+    "p_value_figure",
     "percent",
     "roc_figure",
     "save_figure",
@@ -105,6 +106,28 @@ def roc_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str) 
     axes.set_xlabel("outliers accepted (false-positive rate)")
     axes.set_ylabel("in-distribution accepted (true-positive rate)")
     axes.legend(loc="lower right", fontsize=8.5, frameon=True, framealpha=0.85, edgecolor="none")
+    return figure
+
+
+def p_value_figure(in_name: str, p_values: Mapping[str, np.ndarray]) -> Figure:
+    """Histograms of conformal p-values: flat for inliers, whose promise holds then.
+
+    ``p_values`` has those of held-out in-distribution images under ``in_name``, and any outlier
+    sets'. The thin line is the flat one.
+    """
+    figure = new_figure(5.4, 3.6)
+    axes = figure.subplots()
+    axes.axhline(1, color="0.75", linewidth=0.8)
+    ordered = {in_name: p_values[in_name], **p_values}
+    for i, (name, values) in enumerate(ordered.items()):
+        density, edges = np.histogram(values, bins=20, range=(0, 1), density=True)
+        colour, line = _style(i)
+        axes.stairs(density, edges, color=colour, linestyle=line, linewidth=1.8, label=name)
+    axes.set(xlim=(0, 1), ylim=(0, None))
+    axes.set_title("Conformal p-values", loc="left", fontsize=11)
+    axes.set_xlabel(f"p(x)\n{DIRECTION}")
+    axes.set_ylabel("density")
+    axes.legend(fontsize=8.5, frameon=True, framealpha=0.85, edgecolor="none")
     return figure
 
 

@@ -1,10 +1,10 @@
-"""Reports on their way from a journal to a store: in order, each once, and nobody waits for them.
+"""Delivers reports from a journal to a store: in the background, in order, each once.
 
 A thread sends them, so that a training goes on while the store is away, locked or slow. After a
 failure it is not clear what has arrived: a request may have been carried out whose answer was lost.
 Before anything is sent again, the store is therefore asked which steps it has. A request that it
-carries out later still, such as one that lay in the queue of a stopped server, does no harm: a
-report keeps its time, and MLflow's databases hold a metric of the same step, time and value once.
+carries out even later, such as one in the queue of a stopped server, does no harm: a report keeps
+its time, and MLflow's databases hold a metric of the same step, time and value once.
 """
 
 import threading
@@ -23,7 +23,7 @@ __all__ = ["Delivery", "delivering", "log_reports"]
 PAUSE = 1.0
 """Seconds between a failure and the next attempt."""
 SHORT_WAIT = 1.0
-"""Seconds for what is on its way when a training is interrupted or fails."""
+"""Seconds for pending reports when a training is interrupted or fails."""
 LAST_WAIT = 60.0
 """Seconds that the end of a training waits for a store that is away."""
 
@@ -54,11 +54,11 @@ class Delivery:
     ) -> None:
         """``send(reports, unclear)`` delivers all of them, or raises.
 
-        ``waiting`` are sent first. With ``unclear`` any report may have arrived, in a former life
-        of the run: also one that is still to come, where the run's state was lost.
+        ``waiting`` are sent first. With ``unclear`` any report may have arrived before the run was
+        interrupted, even one that is still to come, where the run's state was lost.
         """
         self.failure = ""
-        """What the last failed attempt said."""
+        """The message of the last failed attempt."""
         self._send = send
         self._waiting = list(waiting)
         self._always_unclear = self._unclear = unclear
@@ -68,19 +68,19 @@ class Delivery:
         threading.Thread(target=self._work, name="delivery", daemon=True).start()
 
     def add(self, report: Report) -> None:
-        """Hand a report over; returns at once."""
+        """Queue a report; returns at once."""
         with self._changed:
             self._waiting.append(report)
             self._changed.notify_all()
 
     def wait(self, seconds: float) -> int:
-        """Wait at most so long for what is on its way; how many reports have not arrived."""
+        """Wait at most so long for pending reports; returns how many have not arrived."""
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting, seconds)
             return len(self._waiting)
 
     def close(self) -> None:
-        """Try nothing any more."""
+        """Stop delivering."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -110,10 +110,10 @@ class Delivery:
 def delivering(
     store: Store, run_id: str, waiting: Sequence[Report], unclear: bool
 ) -> Iterator[Callable[[Report], None]]:
-    """Deliver reports to a run for as long as the context lasts; yields what takes the next one.
+    """Deliver reports to a run while the context lasts; yields a function that queues the next one.
 
-    At the end the store has a minute for what has not arrived. Raises ResourceError where that is
-    not enough.
+    At the end the store has a minute for reports that have not arrived. Raises ResourceError where
+    that is not enough.
     """
     with failing_fast():
         delivery = Delivery(partial(log_reports, store, run_id), waiting, unclear)

@@ -1,14 +1,14 @@
-"""A run's journal: what a store has to be told of the run, kept here before it is sent anywhere.
+"""A run's journal: everything that the store has to receive, saved here before it is sent.
 
-``run.json`` is what a store learns when a run begins, so that the run can be made anew in another
-one. ``journal.jsonl`` holds the reports of the training, one JSON line each, appended and synced
-when they are made. It is the one place that holds them: a checkpoint has at most the sums for
-the next one. A report is appended before the checkpoint of the same update is written, so that
-the journal is never behind. Who goes on from an older checkpoint makes the same reports again, and
-those that are in the journal stay as they are.
+``run.json`` holds what the store receives when a run begins, so that the run can be created again
+in another one. ``journal.jsonl`` holds the reports of the training, one JSON line each, appended
+and synced when they are made. It is the only place that holds them: a checkpoint has at most the
+sums for the next one. A report is appended before the checkpoint of the same update is written, so
+that the journal is never behind. A training that continues from an older checkpoint makes the same
+reports again; those in the journal stay as they are.
 
-Which reports have arrived is written nowhere: that is asked of the store, which alone knows it
-after a failure (see :mod:`oodflow.tracking.delivery`).
+The journal does not record which reports have arrived. After a failure only the store knows that,
+and it is asked (see :mod:`oodflow.tracking.delivery`).
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ JOURNAL_FILE = "journal.jsonl"
 
 @dataclass(frozen=True)
 class Record:
-    """What a store is told of a run when it begins, and what its evaluation needs besides."""
+    """What the store receives when a run begins, and what its evaluation needs besides."""
 
     name: str
     tags: Mapping[str, str]
@@ -57,7 +57,7 @@ class Record:
     general_run: str
     """The general model of its evaluation: the id of its run, or ""."""
     general_spec: str
-    """The hash of that run's experiment, by which another store finds its like."""
+    """The hash of that run's experiment, by which another store finds an equal run."""
     commit: str
     started: int
     """In ms since 1970."""
@@ -91,7 +91,7 @@ def new_record(
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Keep a record; ResourceError where it cannot be written."""
+    """Save a record; ResourceError where it cannot be written."""
     write_atomically(path, json.dumps(dataclasses.asdict(record), indent=1).encode())
 
 
@@ -106,7 +106,7 @@ def read_record(path: Path) -> Record:
 
 
 def make_anew(store: Store, record: Record) -> str:
-    """A run like the recorded one in a store that does not know it; returns its new id.
+    """Create a recorded run in a store that does not know it; returns its new id.
 
     A parent that is not in this store is left out.
     """
@@ -122,20 +122,20 @@ def make_anew(store: Store, record: Record) -> str:
 
 
 def tell(store: Store, run_id: str, record: Record) -> None:
-    """Give a run its parameters and its datasets; what is there already stays as it is."""
+    """Log a run's parameters and datasets; those already logged stay as they are."""
     runs.log_parameters(store, run_id, record.parameters)
     runs.log_datasets(store, run_id, record.datasets)
 
 
 def read_reports(path: Path) -> list[Report]:
-    """The reports of a journal, in order; a last line that was cut short is none.
+    """The reports of a journal, in order; a last line that was cut short is ignored.
 
     Raises UserError where any other line is damaged.
     """
     if not path.exists():
         return []
     reports = []
-    # What is behind the last end of a line is nothing, or what was being written in a crash.
+    # After the last line end there is nothing, or what was being written during a crash.
     *lines, _ = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         try:
@@ -149,12 +149,12 @@ def read_reports(path: Path) -> list[Report]:
 
 
 def append_report(path: Path, step: int, metrics: Mapping[str, float]) -> Report:
-    """Add the report of an update, made now, and sync it; what was cut short before is removed.
+    """Append the report of an update, made now, and sync it; a line cut short is removed first.
 
     Raises ResourceError where it cannot be written, with the reports before it kept.
     """
     now = int(time.time() * 1000)
-    # Stores order by time, and who resumes may find a clock that is behind.
+    # Stores order by time, and the clock may be behind when a training is resumed.
     earliest = max((before.time + 1 for before in read_reports(path)), default=now)
     report = Report(step, max(now, earliest), metrics)
     try:

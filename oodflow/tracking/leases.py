@@ -1,23 +1,23 @@
 """Leases: of all processes that share a store, on any machines, one at a time works on a task.
 
-The store is all that they share, and MLflow has no locks. A lease is a run of kind ``claim``, and
-it is enough that a run is found by whoever looks after it was made:
+The store is all that they share, and MLflow has no locks. A lease is a run of kind ``claim``. The
+protocol needs only that a search finds every run that was made before the search began:
 
 1. make a lease on the task;
 2. look for other leases on it;
 3. if there are any, delete the own one and come back later; otherwise the task is leased until
    the lease is deleted.
 
-Of two processes one makes its lease after the other has, looks later still, and finds the other's:
-never do both go ahead. No clocks are compared. Both may step back; the pauses before they come
-back are of random length.
+Of two processes, one makes its lease later than the other, looks after that, and finds the other's
+lease: the two never both go ahead. No clocks are compared. Both may step back; the pauses before
+they come back are of random length.
 
 A process that dies leaves its lease behind. The lease holds a lock on a file of its machine, which
-the system frees on any death: processes there see it at once and delete the lease. On other
-machines the heartbeat tells, a tag that changes every 10 s. A process that sees it unchanged for
+the system frees when the process dies: processes there see it at once and delete the lease. Other
+machines see the heartbeat, a tag that changes every 10 s. A process that sees it unchanged for
 60 s, by its own clock and in a store that answers, takes the holder for dead. So a machine that is
-alive, but for a minute cannot reach a store that others reach, loses its lease: this alone makes an
-experiment be trained twice, and even then both continue one and the same run.
+alive, but for a minute cannot reach a store that others reach, loses its lease. Only then can an
+experiment be trained twice, and even then both processes continue the same run.
 """
 
 import itertools
@@ -63,7 +63,7 @@ def leased(store: Store, task: str, name: str) -> Iterator[None]:
 
     Raises LeaseTaken at once where another process holds it.
     """
-    # Mostly there is a holder or nobody: then no lease is made in vain.
+    # Usually a holder is seen before a lease is made in vain.
     _step_back_before(_standing(store, task))
     with _own_lock() as file:
         own = ""
@@ -76,7 +76,7 @@ def leased(store: Store, task: str, name: str) -> Iterator[None]:
             with _heartbeat(store, own):
                 yield
         finally:
-            # Where the store is away, the free lock and the silence tell that the lease is void.
+            # Where the store is away, the free lock and the missing heartbeat show that it is void.
             with failing_fast(), suppress(Exception):
                 if own:
                     store.client.delete_run(own)
@@ -85,7 +85,7 @@ def leased(store: Store, task: str, name: str) -> Iterator[None]:
 
 @contextmanager
 def leased_in_turn(store: Store, task: str, name: str) -> Iterator[None]:
-    """The same for what takes moments: waits for whoever holds the lease."""
+    """Hold the lease for a short task; waits until its holder gives it back."""
     with ExitStack() as stack:
         while True:
             try:
@@ -98,7 +98,7 @@ def leased_in_turn(store: Store, task: str, name: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Sighting:
-    """What was seen of another process's lease."""
+    """What was last seen of another process's lease."""
 
     lease: str
     """Id of its run."""
@@ -118,10 +118,10 @@ def observe(store: Store, before: Sighting) -> Sighting | None:
     except UserError:
         return None
     except Exception:
-        # A store that does not answer says nothing of the holder: these seconds do not count.
+        # A store that does not answer shows nothing about the holder: these seconds do not count.
         return replace(before, at=now)
     heartbeat = lease.tags["heartbeat"]
-    # Who looks seldom may have missed that the store was away.
+    # With rare looks the store may have been away unnoticed.
     unchanged = before.silent + min(now - before.at, HEARTBEAT)
     silent = unchanged if heartbeat == before.heartbeat else 0.0
     alive = _holder_lives(lease)
@@ -167,7 +167,7 @@ def _tags(task: str, lock: Path) -> dict[str, str]:
 
 @contextmanager
 def _own_lock() -> Iterator[Path]:
-    """A new file that this process has locked before any other knows of it."""
+    """A new file that this process has locked before others can know of it."""
     file = STATE_FOLDER.absolute() / f"{uuid.uuid4().hex}.claim"
     with ExitStack() as stack:
         try:

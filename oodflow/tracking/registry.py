@@ -1,4 +1,4 @@
-"""The runs that a report counts: registered, of one training the same settings, a seed once."""
+"""The runs that a report counts: registered, of one training with equal settings, one per seed."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -117,14 +117,14 @@ def _most_common_settings(group: Sequence[RunInfo]) -> list[RunInfo]:
 
 
 def _without_lost_contrasts(run: RunInfo, known: set[str]) -> RunInfo:
-    """Without the numbers of a ratio whose general model was deleted or is not registered."""
+    """The run without the numbers of a ratio whose general model was deleted or not registered."""
     lost = [f"/{score}" for score, tag in CONTRASTS.items() if run.tags.get(tag) not in known]
     kept = {name: value for name, value in run.metrics.items() if not name.endswith(tuple(lost))}
     return replace(run, metrics=kept)
 
 
 def _newest_analyses(found: Iterable[RunInfo], models: set[str]) -> tuple[RunInfo, ...]:
-    """Of each analysis of each of these models the newest run."""
+    """The newest run of each analysis of each of these models."""
     newest: dict[tuple[str, str], RunInfo] = {}
     for run in found:
         if run.tags["kind"] == "analyse" and run.tags.get("analysed") in models:
@@ -133,7 +133,7 @@ def _newest_analyses(found: Iterable[RunInfo], models: set[str]) -> tuple[RunInf
 
 
 def is_plain(run: RunInfo) -> bool:
-    """Whether it is an in-distribution model finetuned as the tables' first columns have it."""
+    """Whether a run is an in-distribution model finetuned without an outlier loss, unsupervised."""
     tags = run.tags
     kind = (tags["role"], tags["outlier_loss"], tags["setting"], tags["init"])
     return kind == ("in_distribution", "none", "unsupervised", "general")

@@ -88,7 +88,8 @@ def start(
 ) -> str:
     """A new run, or the ``project_run`` that ``mlflow run`` has made; returns its id.
 
-    ``commit`` and ``started``, in ms since 1970, are of a run that is made anew; else own and now.
+    ``commit`` and ``started`` (ms since 1970) are given for a run that is created again; by default
+    they are the own commit and now.
     """
     ours = {PREFIX + key: value for key, value in tags.items()}
     if commit := commit or own_commit():
@@ -128,7 +129,7 @@ def ended_on_error(store: Store, run_id: str) -> Iterator[None]:
         yield
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        # The store may be what failed. Then the run stays RUNNING in it, and the error is seen.
+        # If the store itself failed, the run stays RUNNING in it, and the error is still seen.
         with failing_fast(), suppress(Exception):
             end(store, run_id, status)
         raise

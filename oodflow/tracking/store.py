@@ -15,7 +15,7 @@ from oodflow.errors import ResourceError, UserError
 from oodflow.files import exclusively
 from oodflow.tracking.run_info import tracking_uri
 
-# Read by mlflow when it is imported; who wants its usage telemetry turns it on in the environment.
+# Read when mlflow is imported; the environment may turn its usage telemetry on.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -25,7 +25,7 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from requests import RequestException
 
-# What mlflow cannot do it raises as well; its logs would add tracebacks.
+# mlflow raises its errors as well; its logs would only add tracebacks.
 logging.getLogger("mlflow").setLevel(logging.CRITICAL)
 logging.getLogger("alembic").setLevel(logging.ERROR)
 logging.getLogger("urllib3").setLevel(logging.ERROR)
@@ -77,7 +77,7 @@ class Store:
 
 
 def open_store(uri: str = "") -> Store:
-    """Open the tracking store, making it and the experiment where they do not exist yet.
+    """Open the tracking store; creates it and the experiment where they do not exist yet.
 
     ``uri`` is :func:`tracking_uri` unless it is given.
 
@@ -135,7 +135,7 @@ def failing_fast() -> Iterator[None]:
 
 @contextmanager
 def answering(store: Store) -> Iterator[None]:
-    """What mlflow raises becomes a ResourceError of one line: the store is gone, locked or full."""
+    """Turn errors of mlflow into a ResourceError of one line: the store is gone, locked or full."""
     try:
         yield
     except (MlflowException, RequestException) as error:
@@ -143,7 +143,7 @@ def answering(store: Store) -> Iterator[None]:
 
 
 def cause(error: Exception) -> str:
-    """What an error says, as a short line: mlflow's own go over many."""
+    """The message of an error as one short line; mlflow's own have many."""
     return textwrap.shorten(str(error), 160, placeholder=" …")
 
 

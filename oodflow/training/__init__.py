@@ -1,1 +1,1 @@
-"""Training: losses, stabilisation, the loop and its checkpoints. Hands plain values upward."""
+"""Training: losses, stabilisation, the loop and its checkpoints. Returns plain values."""

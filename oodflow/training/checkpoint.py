@@ -1,14 +1,14 @@
 """Checkpoints: weights and training state as safetensors, written atomically and verified.
 
 ``model.safetensors`` holds a model's weights and the experiment that made them;
-``training.safetensors`` holds weights, optimiser and position of a run under way, and between two
-reports the sums for the next one, so that a resumed run goes on to the same numbers. Randomness
+``training.safetensors`` holds weights, optimiser and position of an unfinished run, and between two
+reports the sums for the next one, so that a resumed run gives the same numbers. Randomness
 needs no state of its own: it is a function of seed and position (see ``oodflow.data.batches``). The
 reports so far are in the run's journal, the one place for them. Both files carry a digest of their
 tensors, which loading verifies. Nothing is pickled.
 
-The state before the newest one stays in ``training.previous.safetensors``: a file that was damaged
-costs the updates since then, not the training.
+The state before the newest one stays in ``training.previous.safetensors``: a damaged file costs the
+updates since then, not the training.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 LARGE = 2_000_000
-"""Values of a model from which on it is built without random weights."""
+"""Models with at least so many values are built without random weights."""
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "training.safetensors"
@@ -52,7 +52,7 @@ PREVIOUS_FILE = "training.previous.safetensors"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Where a run is: updates done, and the tensors of model and optimiser."""
+    """The state of a run: updates done, and the tensors of model and optimiser."""
 
     step: int
     model: dict[str, Tensor]
@@ -97,7 +97,7 @@ def _save(
 
 
 def _seal(facts: Mapping[str, str]) -> str:
-    """SHA-256 of everything that is written beside the tensors."""
+    """SHA-256 of all metadata beside the tensors."""
     others = {name: text for name, text in facts.items() if name != "seal"}
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
@@ -171,10 +171,10 @@ def load_training(path: Path, experiment: Experiment) -> TrainingState:
 
 
 def newest_training(folder: Path, experiment: Experiment) -> tuple[TrainingState | None, str]:
-    """The newest state that is whole, None before the first, and what is wrong with a newer one.
+    """The newest undamaged state, None before the first, and what is wrong with a newer one.
 
-    The damaged one is replaced, so that it never becomes the one before. Raises UserError where
-    there are states, but none is whole.
+    The damaged one is replaced, so that it never becomes the previous one. Raises UserError where
+    there are states, but all are damaged.
     """
     newest, damage = folder / STATE_FILE, ""
     for file in filter(Path.exists, (newest, folder / PREVIOUS_FILE)):

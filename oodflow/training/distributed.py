@@ -9,7 +9,7 @@ That is done by hand and not by ``DistributedDataParallel``. Its hooks expect fr
 backward pass an update. Stabilisation (S4.3) computes an update a second time, skips it, or leaves
 a rank without an image to compute; the wrapper would hang there.
 
-Dropout alone is not that of one process: each rank draws its own units.
+Only dropout differs from that of one process: each rank draws its own units.
 """
 
 import os
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 PATIENCE = timedelta(days=2)
-"""How long a rank waits for another, which may evaluate meanwhile. Of one that died it hears at
+"""How long a rank waits for another, which may be evaluating. The death of a rank is noticed at
 once, and ``torchrun`` ends the others."""
 
 
@@ -84,7 +84,7 @@ def world() -> int:
 
 
 def total(values: Tensor) -> Tensor:
-    """The sum of the ranks' tensors, the same bits on each; one process gets its own back.
+    """The sum of the ranks' tensors, identical on all ranks; one process gets its own back.
 
     >>> total(torch.tensor([2, 3])).tolist()
     [2, 3]
@@ -123,14 +123,14 @@ def broadcast_module(module: nn.Module) -> None:
     if world() == 1:
         return
     for tensor in (*module.parameters(), *module.buffers()):
-        # In whichever order its elements lie: only contiguous tensors can be sent.
+        # Only contiguous tensors can be sent, whatever the memory format.
         sent = tensor.contiguous()
         dist.broadcast(sent, src=0)
         tensor.copy_(sent)
 
 
 def broadcast(value: Any) -> Any:
-    """The value that rank 0 gives, on every rank; what the others give is not looked at.
+    """The value that rank 0 passes, on every rank; the values of the others are ignored.
 
     Raises ResourceError where rank 0 has ended instead.
     """
@@ -157,7 +157,7 @@ def gather(value: Any) -> list[Any]:
 
 @contextmanager
 def _mourning(who: str) -> Iterator[None]:
-    """What torch raises where another rank has ended becomes a line that says so."""
+    """Turn the error that torch raises where another rank has ended into a line that says so."""
     try:
         yield
     except RuntimeError as error:

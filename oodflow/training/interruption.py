@@ -1,4 +1,4 @@
-"""When a training under way is saved: with its reports, every ten minutes, and when it is ended."""
+"""When a running training is saved: with its reports, every ten minutes, and on interruption."""
 
 import signal
 import threading
@@ -20,9 +20,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Checkpoints:
     """As a context, lets the first SIGINT or SIGTERM wait until the training has been saved.
 
-    The second one acts at once. So does the first where several processes train together: they do
-    not hear it after the same update, and each has sums of its own images. They have a checkpoint
-    with each report alone.
+    The second one acts at once. So does the first where several processes train together: they
+    would receive it after different updates, and each has sums over its own images. They are saved
+    with their reports only.
     """
 
     def __init__(self, save: Callable[[], None]) -> None:
@@ -48,7 +48,7 @@ class Checkpoints:
         self._pass_on()
 
     def between_updates(self) -> None:
-        """Save if the training is to end, or if that was last done long ago."""
+        """Save if the training is to end, or if the last save was long ago."""
         if world() == 1 and (self._asked or time.monotonic() - self._last > INTERVAL):
             self.save()
 
@@ -57,13 +57,13 @@ class Checkpoints:
         self._asked = number
 
     def _pass_on(self) -> None:
-        """Let the signal that waits act as it would have done."""
+        """Let the waiting signal act as it would have done."""
         asked, self._asked = self._asked, 0
         if not asked:
             return
         handler = signal.getsignal(asked)
         if callable(handler):
-            # Called and not raised: a Ray worker blocks SIGINT, and hears it from Ray alone.
+            # Called, not raised: a Ray worker blocks SIGINT and is interrupted by Ray itself.
             handler(asked, None)
         else:
             signal.raise_signal(asked)

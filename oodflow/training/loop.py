@@ -97,7 +97,7 @@ class Trainer:
         return state_tensors(self.optimiser, self.vector)
 
     def state(self) -> TrainingState:
-        """Where the training is, between two updates; its tensors are those that go on changing."""
+        """The state between two updates; its tensors are the live ones, changed by later updates."""
         totals = self._totals.tensors() if self._totals.updates else {}
         return TrainingState(self.step, self.model.state_dict(), self.optimiser_tensors(), totals)
 
@@ -118,10 +118,10 @@ class Trainer:
         """Train to the end, one report every ``report_every`` updates and one at the end.
 
         ``on_step(step, bpd)`` is called after each update; ``bpd()`` copies the mean BPD since the
-        last report from the device, for those who show it.
+        last report from the device, for a progress bar.
 
         Processes that train together begin with the weights of the first. All yield the same
-        reports; ``bpd()`` alone is of their own images.
+        reports; only ``bpd()`` is over the process's own images.
         """
         broadcast_module(self.model)
         settings = self.experiment.optimisation
@@ -167,12 +167,12 @@ class Trainer:
     def _descend(
         self, inliers: Batch, outliers: Batch | None, finite: Tensor | None = None
     ) -> BatchLoss:
-        """The objective and its gradients; see there for ``finite``.
+        """The objective and its gradients; :func:`objective` explains ``finite``.
 
         As long as all images count as finite, equal parts of a batch have equal shares in every
-        mean. Otherwise they have not: then the batch is computed at once, which keeps little.
+        mean. Otherwise the whole batch is computed at once, in the recomputed form to save memory.
         """
-        # First of all, so that old gradients and new activations never share the memory.
+        # First, so that old gradients and new activations are never in memory together.
         self.vector.clear()
         if self.parts == 1 or finite is not None:
             with computed_as(self.form if self.parts == 1 else "recomputed"):
@@ -200,7 +200,7 @@ class Trainer:
         finite: Tensor | None = None,
         number: int = 0,
     ) -> BatchLoss:
-        """The objective of a part, and its share of the gradients added to those that are there."""
+        """The objective of a part; its share of the gradients is added to the existing ones."""
         share = 1.0 if finite is not None else 1 / self.parts
         with self.timed("forward"), self._seeded_dropout(number):
             outcome = objective(
@@ -208,7 +208,7 @@ class Trainer:
             )
         if outcome.loss is not None:
             with self.timed("backward"):
-                # A process whose images have all left takes part in the average alone.
+                # A process whose images were all dropped takes part in the average only.
                 if outcome.loss.requires_grad:
                     (outcome.loss * share).backward()
         return outcome
@@ -216,7 +216,7 @@ class Trainer:
     def _finite(self, outcome: BatchLoss) -> tuple[bool, bool]:
         """Whether all likelihoods and all gradients are finite.
 
-        The one place of an update that waits for the device: by now all its work is queued.
+        The only place in an update that waits for the device: by now all its work is queued.
         """
         with self.timed("backward"):
             gradients = all_finite(self.vector.gradients)
@@ -259,7 +259,7 @@ class _Totals:
         return self.sums | {"counts": torch.tensor(counts)}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what :meth:`tensors` gave; from the beginning where there is nothing."""
+        """Continue from what :meth:`tensors` gave; from zero where there is nothing."""
         if not tensors:
             return
         self.sums = {name: tensors[name].to(old.device) for name, old in self.sums.items()}
@@ -267,7 +267,7 @@ class _Totals:
         self.updates, self.dropped_images, self.skipped_batches, self.skipped_updates = counts
 
     def count(self, outcome: BatchLoss) -> None:
-        """Add what one update came to."""
+        """Add the results of one update."""
         self.updates += 1
         self.dropped_images += outcome.dropped
         self.skipped_batches += outcome.loss is None
@@ -287,7 +287,7 @@ class _Totals:
         return float(bits_per_dimension(self.mean("log_prob"), self.image_shape))
 
     def report(self, step: int) -> TrainingReport:
-        """Of all processes together: the sums of each are over its own images."""
+        """The report over all processes, each of which has sums over its own images."""
         self.sums = {name: total(sums) for name, sums in self.sums.items()}
         return TrainingReport(
             step=step,

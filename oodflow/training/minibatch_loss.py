@@ -1,8 +1,9 @@
-"""What one update minimises: likelihood, class likelihood or classification, with outliers.
+"""The objective of an update: likelihood, class likelihood or classification, with outliers.
 
 Each objective runs the model once over the in-distribution and the outlier images together: no
 layer but the classifier's batch normalisation mixes images, so the numbers are those of two passes.
-Of several processes each has its part of the images, and of every mean (see there).
+With several processes, each computes its share of the images and of every mean
+(:mod:`oodflow.training.distributed`).
 """
 
 import math
@@ -47,8 +48,9 @@ def objective(
 ) -> BatchLoss:
     """The objective of one update in nats: mean −log p of the inliers plus what the loss adds.
 
-    It is over all images, as if they all had a finite likelihood, and never waits for the device.
-    Where the outcome's ``finite`` tells otherwise, give it: then the others leave (S4.3).
+    It is computed over all images as if all likelihoods were finite, and never waits for the
+    device. If the outcome's ``finite`` shows otherwise, pass it in: then the images that are not
+    finite are dropped (S4.3).
     """
     if isinstance(model, WideResNet):
         return _classification(model, inliers, outliers)
@@ -58,7 +60,7 @@ def objective(
 
 
 def joint(outcomes: Sequence[BatchLoss]) -> BatchLoss:
-    """What a minibatch came to, from those of its equal parts, each with all of its images."""
+    """The loss of a minibatch from the losses of its equal parts, none of which dropped images."""
     losses, inliers, outliers, log_probs, terms = [], [], [], [], []
     for each in outcomes:
         if each.loss is None or each.finite is None or each.log_prob is None:
@@ -104,7 +106,7 @@ def _stable(
         first = len(images) - sum(scored_sizes)
         with torch.inference_mode():
             scored = contrast.log_prob(images[first:], noise[first:])
-        # A tensor that gradients may pass by: one made in inference mode they may not.
+        # A new tensor: autograd cannot use one that was made in inference mode.
         scored = scored.clone()
     stable = stable_log_probs(log_prob, images, noise, tuple(sizes), scored, finite)
     contrasts = list((noise.new_empty(0) if scored is None else scored).split(scored_sizes))

@@ -1,8 +1,8 @@
-"""Numerical stabilisation of training (S4.3): what leaves a minibatch, and when one is skipped.
+"""Numerical stabilisation of training (S4.3): dropped images and skipped minibatches.
 
 A true outlier has likelihood zero, so infinite log-likelihoods are expected under an outlier loss.
-Nothing is clipped: images leave, minibatches and updates are skipped, and each is counted. Several
-processes decide together, on the images of all.
+Nothing is clipped: images are dropped, minibatches and updates are skipped, and each is counted.
+Several processes decide together, over the images of all.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,9 @@ MAX_DROPPED = 0.75
 
 @dataclass(frozen=True)
 class StableLogProbs:
-    """Log-likelihoods of each minibatch, which of its images are finite, and how many left.
+    """Log-likelihoods of each minibatch, which of its images are finite, and how many were dropped.
 
-    Of several processes each has those of its own images; ``dropped`` are the images of all.
+    With several processes, each has those of its own images; ``dropped`` counts the images of all.
     ``log_probs`` is None where the minibatches are to be skipped; ``finite`` holds a mask over
     each.
     """
@@ -43,12 +43,12 @@ def stable_log_probs(
 ) -> StableLogProbs:
     """log p of minibatches that share one pass, without the images that are not finite.
 
-    ``sizes`` are those of the minibatches, each judged by itself. ``log_prob`` gives one value an
-    image, or one a class. Which images are ``finite`` need not be known: then all are taken for
-    it, nothing waits for the device, and the masks that come back say whether that was right. To
-    be finite an image must also be so under ``contrast``, another model's log p of the last ones.
+    ``sizes`` are those of the minibatches, each judged by itself. ``log_prob`` gives one value per
+    image, or one per class. Without ``finite`` all images are taken as finite, nothing waits for
+    the device, and the returned masks show whether that was right. An image must also be finite
+    under ``contrast``, another model's log p of the last images.
 
-    Where some are not, the caller hands the masks back, and the rest is computed again: an
+    Where some are not, the caller passes the masks in, and the other images are computed again: an
     infinity makes the gradient of the whole batch undefined.
     """
     if finite is None:

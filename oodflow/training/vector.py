@@ -8,7 +8,7 @@ from torch import Tensor, nn
 __all__ = ["ParameterVector"]
 
 ALIGNED = 16
-"""Every parameter begins at a multiple of so many numbers, as kernels for matrices want it."""
+"""Every parameter begins at a multiple of so many numbers, as matrix kernels require."""
 
 CHUNK = 2**18
 """Numbers that a CPU updates at a time: with gradient and moments they fit into its caches."""

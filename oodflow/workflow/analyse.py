@@ -1,6 +1,6 @@
-"""``oodflow analyse``: what likelihoods depend on and what they rank first (S3, S6, S8).
+"""``oodflow analyse``: what likelihoods depend on, and what they rank highest (S3, S6, S8).
 
-Each analysis of each model is a run of its own. One that is there already is not made again.
+Each analysis of each model is a run of its own. An existing one is not made again.
 """
 
 import math
@@ -27,10 +27,10 @@ __all__ = ["analyse", "command"]
 ALL = "all"
 
 INHERITED = ("model", "dataset", "role", "setting", "outlier_loss", "init", "seed")
-"""Tags that an analysis has from the run that it is of."""
+"""Tags that an analysis takes from the analysed run."""
 
 LOSSES = {"extremes": ("none", "binary")}
-"""Outlier losses of the models that ``auto`` analyses; of models without one where not named."""
+"""Outlier losses of the models that ``auto`` analyses; for other analyses, models without one."""
 
 
 def command(options: AnalyseOptions) -> None:
@@ -214,7 +214,7 @@ def _show(made: Sequence[RunInfo]) -> None:
 
 
 def _markdown(run: RunInfo) -> str:
-    """An analysis's description: what it is, of which run, its numbers."""
+    """An analysis's description: its title, its run, its numbers."""
     title, cells_of = TABLES[run.tags["analysis"]]
     cells = cells_of(run)
     columns = sorted({column for _, column in cells})

@@ -1,7 +1,7 @@
-"""The analyses of one model, as tasks: what an analysis needs is known before it is made.
+"""The analyses of one model, as tasks, so that all they need is checked before any is made.
 
 =========== ====================================================================================
-fourier     whose likelihood an image mixed in frequency space has (S3)
+fourier     which donor the likelihood of a Fourier-mixed image follows (S3)
 correlation rank correlation of the likelihood with that of other models
 extremes    the highest-scoring images of the general set (S8)
 folds       AUROC with inliers of the training fold in place of the test fold (S6)
@@ -41,13 +41,13 @@ SCORES = ("raw", "diff", "last_scale")
 """Scores that are ranked and compared, where the model has them."""
 
 SEED = 0
-"""Of donors and subsets, the same for every model, so that models are compared on equal images."""
+"""Seed of donors and subsets, the same for all models, which are compared on equal images."""
 
 BATCH = 250
 """Images that are mixed or scored at once."""
 
 EXAMPLES = 8
-"""Mixed images that are kept to be looked at."""
+"""Mixed images that are kept for the figure."""
 
 TOGETHER = "together"
 """Stands for the datasets of the Fourier mix in one pool."""
@@ -55,7 +55,7 @@ TOGETHER = "together"
 
 @dataclass(frozen=True)
 class Findings:
-    """What an analysis gave: metrics, and arrays for the artifact ``analysis/<analysis>.npz``."""
+    """An analysis's results: metrics, and arrays for the artifact ``analysis/<analysis>.npz``."""
 
     metrics: Mapping[str, float]
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)

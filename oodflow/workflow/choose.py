@@ -1,4 +1,4 @@
-"""Which run ``auto``, ``own`` or a reference means, and what to do where there is none."""
+"""Which run ``auto``, ``own`` or a reference means, and the command that makes a missing one."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""``oodflow datasets``: what there is and how to get it; preparing and checking a dataset."""
+"""``oodflow datasets``: the catalogue, and how to get, prepare and check a dataset."""
 
 from pathlib import Path
 

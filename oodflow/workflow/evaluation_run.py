@@ -39,7 +39,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What the evaluation of one run gave: metrics under the contract's names."""
+    """The metrics of one run's evaluation, under their names in MLflow."""
 
     run: RunInfo
     metrics: Mapping[str, float]
@@ -162,7 +162,7 @@ def compare_run(
 ) -> EvaluationResult:
     """Metrics against a general model of another family, or of training-fold inliers (S6).
 
-    Nothing is logged on the run, whose own numbers these are not. The score ``general`` is the
+    Nothing is logged on the run itself, whose own numbers are others. The score ``general`` is the
     general model's log p alone. Metrics of training-fold inliers begin with ``train_fold/``.
     """
     dataset = _dataset_of(run)

@@ -1,4 +1,4 @@
-"""``oodflow import-checkpoint``: other people's weights become an ordinary registered run."""
+"""``oodflow import-checkpoint``: published weights become an ordinary registered run."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""``oodflow runs``: what is in the store, as tables."""
+"""``oodflow runs``: the runs in the store, as tables."""
 
 from datetime import datetime
 
@@ -13,7 +13,7 @@ __all__ = ["list_command", "show_command"]
 
 
 def list_command(options: RunListOptions) -> None:
-    """All runs that the filters leave, the newest first."""
+    """All runs that match the filters, the newest first."""
     wanted = {"dataset": options.dataset, "kind": options.kind}
     wanted["registered"] = "true" if options.registered else ""
     tags = {name: value for name, value in wanted.items() if value}

@@ -1,7 +1,8 @@
 """From options to the plan of a training: its experiment, and the runs that it builds on.
 
-:func:`outline` is the first step of every plan: the experiment as far as the options tell it. A dry
-run stops there; :func:`scratch_plan` and :func:`finetune_plan` add what data and store know.
+:func:`outline` is the first step of every plan: the experiment as far as the options determine it.
+A dry run stops there; :func:`scratch_plan` and :func:`finetune_plan` add what is read from data and
+store.
 """
 
 from collections.abc import Mapping
@@ -51,7 +52,7 @@ def dataset_of(options: TrainingOptions) -> Dataset:
 
 
 def outline(options: TrainOptions | FinetuneOptions, facts: Dataset, outliers: str) -> Experiment:
-    """The experiment as far as the options tell it, without hashes, digests and seed.
+    """The experiment as far as the options determine it, without hashes, digests and seed.
 
     ``facts`` are the dataset's, as the catalogue or its prepared form has them; ``outliers`` is
     the dataset of outliers where the options name none. Raises UserError where the options
@@ -128,7 +129,7 @@ def finetune_plan(session: Session, options: FinetuneOptions, seed: int) -> Trai
     wanted = architecture(options, facts.channels)
     if options.supervised and not session.described(dataset).facts.classes:
         raise UserError(f"{dataset} has no labels, which supervised training needs")
-    # What is wrong with the options is said before a run is looked for.
+    # Wrong options are reported before a run is looked for.
     outline(options, facts, facts.generals[-1] if facts.generals else facts.name)
     if options.init == "own":
         init = own_of(store, dataset, wanted, options.preset, seed)
@@ -171,7 +172,7 @@ def first_present(session: Session, datasets: tuple[str, ...]) -> str:
 
 
 def untuned(options: FinetuneOptions) -> FinetuneOptions:
-    """The options with the published values where they wait for a study, for an outline."""
+    """The options with published values in place of ``tuned``, for an outline."""
     published = LossOptions()
     values = {
         name: getattr(published, name)
@@ -195,7 +196,7 @@ def _spec(run: RunInfo) -> str:
 
 
 def _check_architecture(options: FinetuneOptions, model: Model, init: RunInfo) -> None:
-    """An architecture asked for in so many words must be that of the start."""
+    """Depth and width that were given must be those of the start."""
     for name, given, own in (
         ("depth", options.depth, model.depth),
         ("hidden", options.hidden, model.hidden),

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from oodflow.detection.package import requirements
 from oodflow.errors import ResourceError, UserError
 from oodflow.experiment import Experiment
 from oodflow.files import STATE_FOLDER, exclusively
@@ -24,6 +25,7 @@ from oodflow.tracking.journal import (
     read_record,
     read_reports,
 )
+from oodflow.tracking.models import make_loadable
 from oodflow.tracking.store import Store, answering
 from oodflow.training.checkpoint import MODEL_FILE, TrainingState, load_model, newest_training
 
@@ -86,9 +88,14 @@ def resume_point(
 
 
 def deliver_weights(store: Store, run_id: str, folder: Path) -> None:
-    """Put the weights in a folder under the run's ``checkpoints/``, their digest into its tags."""
+    """Put the weights in a folder under the run's ``checkpoints/``, their digest into its tags.
+
+    The artifact folder is a model that mlflow itself loads and serves.
+    """
     *_, digest = load_model(folder / WEIGHTS)
-    runs.log_artifacts(store, run_id, (folder / WEIGHTS).parent, "checkpoints")
+    checkpoints = (folder / WEIGHTS).parent
+    make_loadable(checkpoints, "oodflow.detection.served_density", requirements())
+    runs.log_artifacts(store, run_id, checkpoints, "checkpoints")
     runs.set_tags(store, run_id, {"weights": digest})
 
 

@@ -1,4 +1,4 @@
-"""``oodflow train`` and ``oodflow finetune``: one run a seed, and a parent run over several.
+"""``oodflow train`` and ``oodflow finetune``: one run per seed, and a parent run over several.
 
 The parent has the mean and the sample standard deviation of every metric, and a table of the seeds.
 """
@@ -39,8 +39,7 @@ INHERITED = ("model", "dataset", "role", "setting", "outlier_loss", "outlier_dat
 def command(options: TrainOptions | FinetuneOptions) -> None:
     """Train as the options say: in this process, or in those that ``torchrun`` started.
 
-    Of several processes the first one alone makes plans, keeps and evaluates runs, and writes to
-    the store.
+    With several processes, only the first one makes plans, evaluates runs and writes to the store.
     """
     with process_group(available_device(options.device)) as device:
         options = replace(options, device=str(device))
@@ -52,12 +51,12 @@ def command(options: TrainOptions | FinetuneOptions) -> None:
         results.show_runs(finished)
         shown = finished[0].parent or finished[0].run_id
         console.say(f"see it: {session.store.how_to_see(shown)}")
-        # Tells the others that there is nothing more to train.
+        # The other processes learn that there is nothing more to train.
         broadcast(None)
 
 
 def train(session: Session, options: TrainOptions | FinetuneOptions) -> tuple[RunInfo, ...]:
-    """One registered run a seed; several seeds are nested in a parent run with their statistics."""
+    """One registered run per seed; several are nested in a parent run with their statistics."""
     seeds = options.seeds or DEFAULT_SEEDS
     plans = [make_plan(session, options, seed) for seed in seeds]
     if len(plans) == 1:
@@ -97,10 +96,10 @@ def conclude(session: Session, plan: TrainingPlan, run_id: str) -> None:
 
 
 def group_seeds(store: Store, finished: Sequence[RunInfo]) -> str:
-    """Nest finished runs that differ in their seed alone in one parent run; returns its id.
+    """Nest finished runs that differ only in their seed in one parent run; returns its id.
 
-    A parent that they have in common gets new statistics: evaluations may have added metrics. Runs
-    that were made one by one, or belong to different parents, get a parent of their own.
+    If they have a common parent, its statistics are renewed, since evaluations may have added
+    metrics. Runs without a parent, or with different ones, get a new parent.
     """
     with leased_in_turn(store, f"seeds {finished[0].run_id}", f"seeds of {finished[0].name}"):
         finished = [runs.get(store, run.run_id) for run in finished]

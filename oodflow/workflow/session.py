@@ -1,4 +1,4 @@
-"""What a command works with: the store, the data folder, the device, and loaded models."""
+"""The handles of a command: the store, the data folder, the device, and loaded models."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,7 +123,7 @@ def open_session(options: PlaceOptions) -> Session:
 
 
 def computing(options: Options) -> tuple[str, int]:
-    """Form and number of parts in which the options want a batch to be computed."""
+    """The form in which a batch is computed, and in how many parts, by the options."""
     if not isinstance(options, RunOptions):
         return "fused", 1
     return "recomputed" if options.recompute else "fused", options.accumulate

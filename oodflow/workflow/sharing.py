@@ -1,4 +1,4 @@
-"""Images that the processes of a training score together, each its share of them."""
+"""Scoring of images by all processes of a training, each with its share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

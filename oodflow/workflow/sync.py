@@ -1,4 +1,4 @@
-"""``oodflow runs sync``: delivers what is kept of runs whose store was away, there or elsewhere."""
+"""``oodflow runs sync``: delivers kept runs to the store that was away, or to another one."""
 
 import shutil
 from pathlib import Path
@@ -31,7 +31,7 @@ __all__ = ["command", "sync"]
 
 
 def command(options: SyncOptions) -> int:
-    """Deliver one run, or all that are kept here; the exit code is 1 if one could not be."""
+    """Deliver one run, or all that are kept here; the exit code is 1 if one was not delivered."""
     run_ids = _kept_runs()
     run = options.run
     if run and run not in run_ids:
@@ -62,10 +62,10 @@ def _kept_runs() -> list[str]:
 
 
 def sync(session: Session, run_id: str) -> str:
-    """Deliver one run, finish it where its training is over, and return what has become of it.
+    """Deliver one run, finish it where its training has ended, and return a line about it.
 
-    A store that does not know the run gets one like it, and what is kept is under its id then.
-    Raises UserError where another process has the run in hand, ResourceError where the store fails.
+    In a store that does not know the run, it is created with a new id, which the kept files take
+    over. Raises UserError where another process holds the run, ResourceError where the store fails.
     """
     store = session.store
     with locked(STATE_FOLDER / run_id) as folder:
@@ -76,7 +76,7 @@ def sync(session: Session, run_id: str) -> str:
                 shutil.rmtree(folder)
                 return f"{record.name}: run {run_id} is there already"
             new_id = run_id if known else make_anew(store, record)
-        # From here on an interruption finds the new run by the name of the folder.
+        # After an interruption from here on, the folder's name leads to the new run.
         folder = folder.rename(STATE_FOLDER / new_id)
         with runs.ended_on_error(store, new_id), keeping(store, folder):
             return f"{record.name}: {_deliver(session, new_id, record, folder)}"

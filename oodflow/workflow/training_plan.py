@@ -1,4 +1,4 @@
-"""What is trained: an experiment, the runs that it builds on, and what a store is told of it."""
+"""The plan of a training: its experiment, the runs that it builds on, its tags and record."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class TrainingPlan:
     general: RunInfo | None = None
     """General model for the ``diff`` score of validation and evaluation."""
     origins: Mapping[str, str] = field(default_factory=dict)
-    """Tags that say where parameters come from, such as a study."""
+    """Tags that name the source of parameters, such as a study."""
 
     @property
     def name(self) -> str:
@@ -76,7 +76,7 @@ def model_name(plan: TrainingPlan) -> str:
 
 
 def record_of(session: Session, plan: TrainingPlan, parent: str) -> Record:
-    """What a store learns of the run; another one must be able to finish it."""
+    """All that a store receives when the run begins, enough for another store to finish it."""
     general = plan.general
     return new_record(
         plan.name,

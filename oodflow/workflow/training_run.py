@@ -1,8 +1,8 @@
-"""One training run from experiment to weights; resumable at any moment, and with no store at hand.
+"""One training run from experiment to weights; resumable at any moment, even without the store.
 
-Between its begin and its end a training needs no store: reports go to the journal of the run and
-from there to the store whenever it answers, the weights are kept beside the journal before the
-store is asked for anything (see :mod:`oodflow.workflow.run_state`).
+Between its start and its end a training needs no store: reports go to the journal of the run, and
+from there to the store whenever it answers. The weights are saved beside the journal before they
+are delivered (see :mod:`oodflow.workflow.run_state`).
 """
 
 import dataclasses
@@ -97,7 +97,7 @@ def train_run(
                 write_record(folder / RECORD_FILE, record)
             tell(store, run_id, record)
             _train(session, plan, data, run_id, folder, resumed=bool(previous))
-            # What the training held of the device is for the evaluation now.
+            # The training's device memory is free for the evaluation now.
             del data
             deliver_weights(store, run_id, folder)
             conclude(run_id)
@@ -210,10 +210,10 @@ def _train(
 
 
 def train_along(options: TrainingOptions) -> None:
-    """What the processes but the first do: take part in each of its trainings and scorings.
+    """The part of all processes but the first: they share its trainings and scorings.
 
-    They learn from it what is trained and from where on, or what is scored, until it has no more
-    for them. The runs, what is kept of them, and all that is made of scores are its alone.
+    The first process sends what is trained, and from which update on, or what is scored, until
+    nothing is left. It alone handles runs, saved state and the results of scoring.
     """
     session: Session | None = None
     for work in iter(lambda: broadcast(None), None):
@@ -225,7 +225,7 @@ def train_along(options: TrainingOptions) -> None:
         plan, state = work
         trainer = new_trainer(session, plan, *_batches(session, plan.experiment))
         if state:
-            # The sums of all processes are with the first one.
+            # The first process holds the sums of all.
             trainer.restore(dataclasses.replace(state, totals={}))
         for _ in trainer.run():
             pass

@@ -1,0 +1,64 @@
+"""What makes the weights of a run a model that MLflow loads and serves: images in, log p(x) out.
+
+``MLmodel`` beside the weights names this module (:mod:`oodflow.tracking.models`); mlflow calls
+:func:`_load_pyfunc` with their path. Nothing is pickled.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from oodflow.detection.inputs import from_base64
+from oodflow.detection.preprocessing import Preprocessing, preprocessing_of
+from oodflow.errors import UserError
+from oodflow.evaluation.scoring import score_images
+from oodflow.models.likelihood import LikelihoodModel
+from oodflow.training.checkpoint import load_model
+
+__all__ = ["COLUMNS", "ServedDensity"]
+
+COLUMNS = ("log_prob", "bpd", "resized", "error")
+"""Columns of an answer, a row an image."""
+
+
+class ServedDensity:
+    """A density behind MLflow's interface; a request has a column ``image`` of base64 files."""
+
+    def __init__(self, model: LikelihoodModel, preprocessing: Preprocessing) -> None:
+        self.model = model
+        self.preprocessing = preprocessing
+
+    def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None):
+        """log p(x) in nats over the 256 levels and bits per dimension, noise-free (S4.5).
+
+        An image that cannot be read is a row with an error.
+        """
+        inputs = [from_base64(each, self.preprocessing) for each in model_input["image"]]
+        pixels = [each.pixels for each in inputs if each.pixels is not None]
+        log_prob = np.full(len(inputs), np.nan)
+        if pixels:
+            device = next(self.model.parameters(), torch.empty(0)).device
+            table = score_images(
+                self.model, torch.from_numpy(np.stack(pixels)), None, device=device
+            )
+            log_prob[[each.pixels is not None for each in inputs]] = table["log_prob"]
+        bits = math.prod(self.model.image_shape) * math.log(2)
+        columns = (log_prob, -log_prob / bits, [each.resized for each in inputs],
+                   [each.error for each in inputs])  # fmt: skip
+        answer = pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
+        # A NaN is no JSON; what is missing becomes null.
+        return answer.astype({"log_prob": "Float64", "bpd": "Float64"})
+
+
+def _load_pyfunc(path: str) -> ServedDensity:
+    model, experiment, _ = load_model(Path(path))
+    try:
+        preprocessing = preprocessing_of(experiment.data.dataset)
+    except UserError:
+        # Weights from elsewhere name no dataset, or one that is not known here.
+        preprocessing = Preprocessing(experiment.model.channels)
+    return ServedDensity(model.eval(), preprocessing)

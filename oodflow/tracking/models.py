@@ -1,0 +1,134 @@
+"""Models that MLflow itself can load and serve: detectors, and the weights of a run."""
+
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from platform import python_version
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+
+from oodflow.errors import UserError
+from oodflow.tracking.run_info import PREFIX
+from oodflow.tracking.runs import get
+from oodflow.tracking.store import Store, cause, is_missing
+
+__all__ = ["downloaded", "log_model", "make_loadable", "set_alias"]
+
+
+def log_model(
+    store: Store, run_id: str, registered_name: str, tags: Mapping[str, str], **package: Any
+) -> str:
+    """Log a model from code on a run and register it; returns the version.
+
+    ``package`` are arguments of ``mlflow.pyfunc.log_model``.
+    """
+    import mlflow.pyfunc
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(store.uri)
+    try:
+        # What mlflow says of it, the command says in its own words.
+        with redirect_stderr(io.StringIO()), mlflow.start_run(run_id=run_id):
+            info = mlflow.pyfunc.log_model(
+                name="model", registered_model_name=registered_name, **package
+            )
+    finally:
+        mlflow.set_tracking_uri(before)
+    version = str(info.registered_model_version)
+    for key, value in tags.items():
+        store.client.set_model_version_tag(registered_name, version, PREFIX + key, value)
+    return version
+
+
+def set_alias(store: Store, name: str, alias: str, version: str) -> None:
+    """Let an alias, such as ``champion``, name a version of a registered model."""
+    store.client.set_registered_model_alias(name, alias, version)
+
+
+def make_loadable(folder: Path, loader_module: str, requirements: list[str]) -> None:
+    """Write ``MLmodel`` beside ``model.safetensors``, so that mlflow loads the folder as a model.
+
+    ``loader_module`` makes the model from the file; it takes a column ``image`` of base64 files.
+    """
+    import mlflow.pyfunc
+
+    text, number = DataType.string, DataType.double
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(text, "image")]),
+        outputs=Schema(
+            [
+                ColSpec(number, "log_prob"),
+                ColSpec(number, "bpd"),
+                ColSpec(DataType.boolean, "resized"),
+                ColSpec(text, "error"),
+            ]
+        ),
+    )
+    model = Model(signature=signature)
+    mlflow.pyfunc.add_to_model(
+        model,
+        loader_module=loader_module,
+        data="model.safetensors",
+        python_env="python_env.yaml",
+    )
+    model.save(str(folder / "MLmodel"))
+    (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements))
+    (folder / "python_env.yaml").write_text(
+        f"python: {python_version()}\nbuild_dependencies: []\n"
+        "dependencies:\n- -r requirements.txt\n"
+    )
+
+
+@contextmanager
+def downloaded(store: Store, reference: str, part: str) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A local copy of a part of a registered model or of a run's model, and the version's tags.
+
+    ``reference`` is models:/NAME/VERSION, models:/NAME@ALIAS or a run id. The rest of the model is
+    not fetched and nothing of it is run. Raises UserError where there is none.
+    """
+    with TemporaryDirectory(prefix="oodflow-") as folder:
+        tags: dict[str, str] = {}
+        if reference.startswith("models:/"):
+            uri = f"{reference.rstrip('/')}/{part}"
+            tags = _version_tags(store, reference)
+        else:
+            run = get(store, reference)
+            if "model" not in run.tags:
+                raise UserError(
+                    f"run {reference} ({run.name}) holds no detector; build one: "
+                    "oodflow detector build"
+                )
+            uri = f"{run.tags['model']}/{part}"
+        try:
+            local = mlflow.artifacts.download_artifacts(
+                artifact_uri=uri, dst_path=folder, tracking_uri=store.uri
+            )
+        except (MlflowException, OSError) as error:
+            raise UserError(
+                f"{reference} holds no {part} ({cause(error)}); build a detector: "
+                "oodflow detector build"
+            ) from error
+        yield Path(local), tags
+
+
+def _version_tags(store: Store, reference: str) -> dict[str, str]:
+    name = reference.removeprefix("models:/")
+    try:
+        if "@" in name:
+            version = store.client.get_model_version_by_alias(*name.split("@", 1))
+        else:
+            version = store.client.get_model_version(*name.rsplit("/", 1))
+    except (MlflowException, TypeError) as error:
+        if isinstance(error, MlflowException) and not is_missing(error):
+            raise
+        raise UserError(
+            f"no model version {reference!r} in the registry; write models:/NAME/VERSION or "
+            "models:/NAME@ALIAS"
+        ) from error
+    return {k.removeprefix(PREFIX): v for k, v in version.tags.items()}

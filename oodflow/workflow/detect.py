@@ -1,0 +1,82 @@
+"""``oodflow detect``: decisions of a detector over image files and folders."""
+
+from pathlib import Path
+
+from rich.table import Table
+
+from oodflow import console
+from oodflow.detection.detections import Detections, detect
+from oodflow.detection.detector import Detector
+from oodflow.detection.gallery import gallery
+from oodflow.errors import ResourceError
+from oodflow.models.device import available_device
+from oodflow.options import DetectOptions
+from oodflow.tracking.store import open_store
+from oodflow.workflow.detectors import load_detector
+
+__all__ = ["command"]
+
+SHOWN = 10
+"""Most anomalous images in the terminal."""
+PICTURES = 100
+"""Most anomalous images on the page."""
+
+
+def command(options: DetectOptions) -> int:
+    """Decide, write, and say whether there are more anomalies than inliers would give.
+
+    The exit code is 1 with ``fail_on_anomaly`` where an image is anomalous.
+    """
+    device = str(available_device(options.device))
+    detector = load_detector(open_store(), options.detector, device)
+    with console.progress("detecting", 0) as advance:
+        found = detect(
+            detector,
+            [Path(path) for path in options.paths],
+            alpha=options.alpha,
+            fdr=options.fdr,
+            out=Path(options.out) if options.out else None,
+            keep=PICTURES if options.html else SHOWN,
+            on_progress=advance,
+        )
+    if options.html:
+        _write(Path(options.html), gallery(detector, found))
+    _show(detector, found)
+    for path in filter(None, (options.out, options.html)):
+        console.say(f"written: {path}")
+    return int(options.fail_on_anomaly and found.anomalous > 0)
+
+
+def _write(path: Path, page: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ResourceError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _show(detector: Detector, found: Detections) -> None:
+    tally = found.tally
+    if found.anomalous:
+        table = Table("file", "score", "p-value", title="Most anomalous")
+        for finding in found.most_anomalous[:SHOWN]:
+            if finding.row["anomalous"]:
+                row = finding.row
+                table.add_row(row["file"], f"{row['score']:.1f}", f"{row['p_value']:.4f}")
+        console.show(table)
+    rule = (
+        f"false-positive rate {found.alpha:g}"
+        if found.fdr is None
+        else f"false discovery rate {found.fdr:g}"
+    )
+    console.say(f"{found.anomalous} of {tally.images} images are anomalous at a {rule}")
+    if tally.images:
+        verdict = "more than" if found.folder_p <= found.alpha else "no more than"
+        console.say(
+            f"{found.flagged} have p ≤ {found.alpha:g}: {verdict} inliers alone would give "
+            f"(exact test, p = {found.folder_p:.3g})"
+        )
+    if tally.resized:
+        console.say(f"{tally.resized} images were resized to 32×32, which can itself be anomalous")
+    if tally.errors:
+        console.error(f"{tally.errors} of {tally.files} files could not be read; see column error")
