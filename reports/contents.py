@@ -30,7 +30,7 @@ from reports.tables import Table
 __all__ = ["all_tables"]
 
 Refine = Callable[[pd.DataFrame], pd.DataFrame]
-"""What is done to a frame of AUROCs first, such as adding bootstrap replicates."""
+"""A function applied to a frame of AUROCs first, such as adding bootstrap replicates."""
 
 
 def all_tables(

@@ -122,7 +122,7 @@ def _detection(registry: Registry, gap: Gap, dataset: str) -> Iterator[tuple[int
     yield from _general(registry, gap, dataset)
     if score == "diff_outlier":
         yield from _training(registry, gap, "finetune", dataset)
-        # Only now, so that what comes later finds it, and what was there is evaluated anew.
+        # Only now, so that later commands find it and earlier models are evaluated again.
         general = _general_set(registry, gap, dataset)
         yield from _training(
             registry, gap, "finetune", general, loss="binary", outliers=dataset, stage=3
@@ -140,7 +140,7 @@ def _detection(registry: Registry, gap: Gap, dataset: str) -> Iterator[tuple[int
 
 
 def _general_set(registry: Registry, gap: Gap, dataset: str) -> str:
-    """The general set of the runs that are there, else one that can still be had.
+    """The general set of existing runs, else one that is still available.
 
     The generated set stands in for a real one with generated images only.
     """

@@ -1,4 +1,4 @@
-"""Where each number of a report is from: its runs, their metrics, code and weights."""
+"""The source of each number of a report: its runs, their metrics, code and weights."""
 
 import math
 from collections.abc import Iterable, Mapping

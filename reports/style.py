@@ -1,4 +1,4 @@
-"""What the paper's figures share: sizes, markers, text that fits, one legend, checked frames."""
+"""Shared parts of the paper's figures: sizes, markers, fitted text, one legend, checked frames."""
 
 import math
 import textwrap

@@ -85,7 +85,7 @@ class Difference:
     paper: Published
 
     def value(self, measure: Measure) -> float:
-        """In the unit of ours; the paper's number is in the unit that the measure prints."""
+        """In our unit; the paper's number is in the unit that the measure prints."""
         return self.ours.mean - float(Decimal(self.paper.mean)) / measure.scale
 
 

@@ -1,4 +1,4 @@
-"""``oodflow tune``: an Optuna study of the outlier loss, one MLflow run a trial (S4.4)."""
+"""``oodflow tune``: an Optuna study of the outlier loss, one MLflow run per trial (S4.4)."""
 
 import dataclasses
 import hashlib
@@ -38,18 +38,18 @@ from tuning.trial import Job, TrialRunner, new_job
 __all__ = ["command", "tune"]
 
 SECONDS_TO_WAIT = 0.5
-"""Between looks at what the other workers do."""
+"""Seconds between looks at the other workers' trials."""
 
 
 def command(options: TuneOptions) -> None:
-    """Do trials until the study has enough of them, and say what it found."""
+    """Run trials until the study has enough of them, and print what it found."""
     session = open_session(options)
     run = tune(session, options)
     console.say(f"see it: {session.store.how_to_see(run.run_id)}")
 
 
 def tune(session: Session, chosen: TuneOptions) -> RunInfo:
-    """Do trials until the study has enough of them; its MLflow run, which sums it up."""
+    """Run trials until the study has enough of them; returns its MLflow run with the summary."""
     if chosen.trials < 1 or chosen.images < 2:
         raise UserError("trials must be at least 1 and images at least 2")
     dataset = lookup("sketch-shapes" if chosen.dataset == AUTO else chosen.dataset).name
@@ -99,7 +99,7 @@ def tune(session: Session, chosen: TuneOptions) -> RunInfo:
 def _settings(
     chosen: TuneOptions, jobs: Sequence[Job], space: Mapping[str, Range], with_bpd: bool
 ) -> str:
-    """Hash of all that makes a study's values comparable; not of the number of its trials."""
+    """Hash of all that makes a study's values comparable; the number of its trials is not in it."""
     said = (
         [(job.pair, spec_hash(job.plan.experiment)) for job in jobs],
         sorted(space.items()),

@@ -1,4 +1,4 @@
-"""What a trial is judged by: train-set AUROC of the ratio, and whether its training was stable."""
+"""The objective of a trial: train-set AUROC of the ratio, and bounds of stability."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ def train_set_auroc(
 
 @dataclass(frozen=True)
 class StabilityBounds:
-    """What a training may cost; a trial beyond any of them is infeasible."""
+    """Bounds of stability for a training; a trial beyond any of them is infeasible."""
 
     dropped: float
     """Share of the images that leave their minibatch."""
@@ -91,7 +91,7 @@ class StabilityBounds:
 
 @dataclass(frozen=True)
 class Stability:
-    """What a training did cost."""
+    """The measured stability of a training."""
 
     dropped: float
     skipped: float

@@ -1,8 +1,8 @@
-"""The Optuna study: search space, storage, who does which trial, and the best feasible one.
+"""The Optuna study: search space, storage, trials shared among workers, the best feasible one.
 
 Workers that share the study take trials one after the other under a lock in the working folder. A
-worker holds a lock of its trial while it trains: the system frees it on any death, and another
-worker then retries that trial.
+worker holds a lock of its trial while it trains. The system frees it when the worker dies, and
+another worker then retries that trial.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ class Range:
     high: float
 
     def checked(self, name: str) -> "Range":
-        """The range itself; UserError where it is none."""
+        """The range itself; UserError where its bounds are wrong."""
         if not 0 < self.low <= self.high < math.inf:
             raise UserError(
                 f"{name} is searched from {self.low:g} to {self.high:g}; give two numbers above 0, "
@@ -116,7 +116,7 @@ def propose(trial: Trial, space: Mapping[str, Range]) -> dict[str, float]:
 def _sampler(seed: int, number: int) -> optuna.samplers.TPESampler:
     """The sampler of one trial: its randomness is a function of the seed and of the number.
 
-    So a resumed study goes on as it would have, and two workers never draw the same point.
+    So a resumed study continues as it would have, and two workers never draw the same point.
     """
     digest = hashlib.sha256(f"{seed}/{number}".encode()).digest()
     return optuna.samplers.TPESampler(
@@ -126,7 +126,7 @@ def _sampler(seed: int, number: int) -> optuna.samplers.TPESampler:
 
 
 def counted(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that came to an end: complete or pruned, not those that failed."""
+    """The trials that ended: complete or pruned, not failed."""
     return study.get_trials(deepcopy=False, states=ENDED)
 
 
@@ -138,9 +138,9 @@ def run_trials(
     objective: Callable[[Trial], float | Sequence[float]],
     on_wait: Callable[[], None],
 ) -> None:
-    """Do trials until the study has ``wanted`` that came to an end, all workers together.
+    """Run trials until ``wanted`` have ended, counted over all workers.
 
-    ``on_wait`` is called while other workers do the last ones. ``folder`` holds the locks.
+    ``on_wait`` is called while other workers run the last ones. ``folder`` holds the locks.
     """
     held = ExitStack()
     while True:
@@ -178,7 +178,7 @@ def run_trials(
 def _retry_abandoned(study: optuna.Study) -> None:
     """Fail the trials whose worker on this machine is dead, and put them in the queue again."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        # Who holds the lock of the study sees no trial without one of its own, but of the dead.
+        # Under the study's lock, every trial of a living worker has a lock of its own.
         host, _, path = trial.user_attrs.get("lock", f"{socket.gethostname()}:").partition(":")
         if host != socket.gethostname() or (path and not _free(Path(path))):
             continue

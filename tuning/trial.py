@@ -155,7 +155,7 @@ class TrialRunner:
                 result = self._judged(trial, run_id, values)
             except (optuna.TrialPruned, torch.linalg.LinAlgError) as error:
                 pruned = " ".join(str(error).split())
-                # An end without a judgement is no feasible one for the sampler either.
+                # A trial that ends without an objective counts as infeasible for the sampler too.
                 trial.set_constraint("pruned", 1.0)
                 trial.set_user_attr("reason", pruned)
                 runs.set_tags(store, run_id, {"reason": pruned})
@@ -220,7 +220,7 @@ class TrialRunner:
         plan: TrainingPlan,
         number: int,
     ) -> tuple[float, float, Stability]:
-        """Train-set AUROC, BPD and costs of one training; TrialPruned where it is given up."""
+        """Train-set AUROC, BPD and stability of one training; TrialPruned if stopped early."""
         trainer = new_trainer(self.session, plan, job.inliers, job.outliers)
         steps, before = plan.experiment.optimisation.steps, 0
         dropped = skipped = 0

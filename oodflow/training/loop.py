@@ -97,7 +97,7 @@ class Trainer:
         return state_tensors(self.optimiser, self.vector)
 
     def state(self) -> TrainingState:
-        """The state between two updates; its tensors are the live ones, changed by later updates."""
+        """The state between two updates; its tensors are the live ones, which updates change."""
         totals = self._totals.tensors() if self._totals.updates else {}
         return TrainingState(self.step, self.model.state_dict(), self.optimiser_tensors(), totals)
 
