@@ -1,8 +1,8 @@
-"""What a run under way keeps on this machine, so that neither a crash nor a lost store costs it.
+"""The state of an unfinished run on this machine: neither a crash nor a lost store loses the run.
 
 ``.oodflow/<run id>/`` in the working folder, held by one process at a time (``lock``), has
 
-- ``run.json`` and ``journal.jsonl``: what the store learns of the run (oodflow.tracking.journal);
+- ``run.json`` and ``journal.jsonl``: all that the store receives (oodflow.tracking.journal);
 - ``training.safetensors`` and the one before it (oodflow.training.checkpoint);
 - ``checkpoints/model.safetensors``: the weights, once the training is over.
 
@@ -36,7 +36,7 @@ WEIGHTS = Path("checkpoints", MODEL_FILE)
 
 @contextmanager
 def locked(folder: Path) -> Iterator[Path]:
-    """The run's state folder, held by this process alone; the system frees it on any death."""
+    """The run's state folder, locked by this process; the system frees it when the process dies."""
     with ExitStack() as stack:
         try:
             stack.enter_context(exclusively(folder / "lock", wait=False))
@@ -49,7 +49,7 @@ def locked(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def keeping(store: Store, folder: Path) -> Iterator[None]:
-    """Say of a disk or a store that gave out what is kept of the run, and how it goes on."""
+    """Add to the error of a full disk or a lost store what is kept, and how to continue."""
     try:
         with answering(store):
             yield
@@ -70,9 +70,9 @@ def keeping(store: Store, folder: Path) -> Iterator[None]:
 def resume_point(
     folder: Path, experiment: Experiment
 ) -> tuple[TrainingState | None, list[Report], str]:
-    """Where a training goes on: its newest whole state, its reports, what is wrong with a newer.
+    """Where a training continues: its newest undamaged state, its reports, a newer one's fault.
 
-    The state is None before the first checkpoint. Raises UserError where what is kept is damaged.
+    The state is None before the first checkpoint. Raises UserError where all states are damaged.
     """
     reports = read_reports(folder / JOURNAL_FILE)
     state, damage = newest_training(folder, experiment)
