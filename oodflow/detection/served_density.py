@@ -1,6 +1,6 @@
 """What makes the weights of a run a model that MLflow loads and serves: images in, log p(x) out.
 
-``MLmodel`` beside the weights names this module (:mod:`oodflow.tracking.models`); mlflow calls
+``MLmodel`` beside the weights names this module (:mod:`oodflow.tracking.servable`); mlflow calls
 :func:`_load_pyfunc` with their path. Nothing is pickled.
 """
 

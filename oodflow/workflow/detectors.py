@@ -21,8 +21,8 @@ from oodflow.errors import UserError
 from oodflow.evaluation.plots import p_value_figure, roc_figure, save_figure
 from oodflow.options import AUTO, DetectorOptions, EvaluateOptions
 from oodflow.tracking import runs
-from oodflow.tracking.models import downloaded, log_model, set_alias
 from oodflow.tracking.run_info import RunInfo
+from oodflow.tracking.servable import downloaded, log_model, set_alias
 from oodflow.tracking.store import Store
 from oodflow.workflow.choose import in_distribution_runs
 from oodflow.workflow.evaluate import contrasts

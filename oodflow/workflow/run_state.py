@@ -25,7 +25,7 @@ from oodflow.tracking.journal import (
     read_record,
     read_reports,
 )
-from oodflow.tracking.models import make_loadable
+from oodflow.tracking.servable import make_loadable
 from oodflow.tracking.store import Store, answering
 from oodflow.training.checkpoint import MODEL_FILE, TrainingState, load_model, newest_training
 

@@ -4,7 +4,7 @@ The parent has the mean and the sample standard deviation of every metric, and a
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,14 +61,22 @@ def train(session: Session, options: TrainOptions | FinetuneOptions) -> tuple[Ru
     plans = [make_plan(session, options, seed) for seed in seeds]
     if len(plans) == 1:
         return (finish(session, plans[0], resume=options.resume),)
-    name = f"{plans[0].name.rsplit(' · ', 1)[0]} · seeds {', '.join(map(str, seeds))}"
-    tags = _parent_tags(run_tags(plans[0]))
-    with runs.recording(session.store, name, tags, project_run=session.project_run) as parent:
-        finished = tuple(
-            finish(session, plan, resume=options.resume, parent=parent) for plan in plans
-        )
-        _log_statistics(session.store, parent, finished)
-    return finished
+    if options.resume and not session.project_run:
+        # Some may be there already, in a parent run of their own.
+        finished = tuple(finish(session, plan, resume=True) for plan in plans)
+        parent = group_seeds(session.store, finished)
+    else:
+        name = _parent_name(plans[0].name, map(str, seeds))
+        tags = _parent_tags(run_tags(plans[0]))
+        with runs.recording(session.store, name, tags, project_run=session.project_run) as parent:
+            finished = tuple(
+                finish(session, plan, resume=options.resume, parent=parent) for plan in plans
+            )
+            for run in finished:
+                if run.parent != parent:
+                    runs.nest(session.store, run.run_id, parent)
+            _log_statistics(session.store, parent, finished)
+    return tuple(replace(run, parent=parent) for run in finished)
 
 
 def finish(session: Session, plan: TrainingPlan, *, resume: bool, parent: str = "") -> RunInfo:
@@ -106,8 +114,7 @@ def group_seeds(store: Store, finished: Sequence[RunInfo]) -> str:
         parents = {run.parent for run in finished}
         parent = parents.pop() if len(parents) == 1 else ""
         if not parent or not _is_parent_of(store, parent, finished):
-            seeds = ", ".join(run.tags["seed"] for run in finished)
-            name = f"{finished[0].name.rsplit(' · ', 1)[0]} · seeds {seeds}"
+            name = _parent_name(finished[0].name, (run.tags["seed"] for run in finished))
             with runs.recording(store, name, _parent_tags(finished[0].tags)) as parent:
                 for run in finished:
                     runs.nest(store, run.run_id, parent)
@@ -122,7 +129,12 @@ def _is_parent_of(store: Store, parent: str, finished: Sequence[RunInfo]) -> boo
     except UserError:
         # It was deleted.
         return False
-    return known.tags.get("seeds", "").split(",") == [run.tags["seed"] for run in finished]
+    seeds = sorted(run.tags["seed"] for run in finished)
+    return sorted(known.tags.get("seeds", "").split(",")) == seeds
+
+
+def _parent_name(name: str, seeds: Iterable[str]) -> str:
+    return f"{name.rsplit(' · ', 1)[0]} · seeds {', '.join(seeds)}"
 
 
 def _parent_tags(tags: Mapping[str, str]) -> dict[str, str]:

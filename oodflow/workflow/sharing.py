@@ -47,4 +47,6 @@ def score_together(
             on_progress=on_progress and (lambda done: on_progress(min(done * world(), count))),
         )
     tables = [each for each in gather(table) if len(each)]
+    if rank():
+        return pd.DataFrame()
     return pd.concat(tables, ignore_index=True) if tables else table
