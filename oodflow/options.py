@@ -171,7 +171,7 @@ class OptimisationOptions(Options):
 
     steps: int | None = option("updates in total; auto: from epochs, or from the preset")
     epochs: int | None = option("passes over the data, in place of steps; auto: from the preset")
-    batch_size: int | None = option("images a batch, and as many outliers; auto: from the preset")
+    batch_size: int | None = option("images per batch, and as many outliers; auto: by the preset")
     lr: float | None = option("learning rate; auto: from the preset")
     weight_decay: float | None = option("weight decay; auto: from the preset")
     warmup: int | None = option("updates of linear warm-up; auto: from the preset")
@@ -317,7 +317,7 @@ class ReproduceOptions(PlaceOptions, WorkerOptions):
     hidden: int | None = option("width of all densities; auto: the plan's")
     limit: int | None = option("only the first N images of each fold; 0: all; auto: the plan's")
     steps: int | None = option("updates of every training; auto: the plan's")
-    batch_size: int | None = option("images a batch; auto: the plan's")
+    batch_size: int | None = option("images per batch; auto: the plan's")
     report_every: int | None = option("updates between validations; auto: the plan's")
     engine: str = option("process: on this machine; ray: on a Ray cluster", "process",
                          ("process", "ray"))  # fmt: skip
@@ -334,7 +334,7 @@ class BenchOptions(ModelOptions):
 
     loss: str = option("outlier loss of the training; doubles the images per update", "none",
                        OUTLIER_LOSSES)  # fmt: skip
-    batch_size: int | None = option("images a batch, and as many outliers; auto: from the preset")
+    batch_size: int | None = option("images per batch, and as many outliers; auto: by the preset")
     precision: str = option("arithmetic of the network", "fp32", PRECISIONS)
     recompute: bool = option("compute activations twice, keep none: less memory, slower", False)
     compare: str = option("eager: time the plain form too, one layer after another", "none",

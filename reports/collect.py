@@ -1,4 +1,4 @@
-"""From a registry's runs to tidy frames: one number a row."""
+"""From a registry's runs to tidy frames: one number per row."""
 
 from collections.abc import Iterable, Sequence
 

@@ -91,7 +91,7 @@ def training_curves_figure(
 ) -> Figure:
     """A value over the updates, a panel for each dataset or pair (Figures S2, S3, S4, S6).
 
-    ``curves`` has a number a row: panel, series (a key of :data:`SERIES`), seed, step, value.
+    ``curves`` has one number per row: panel, series (a key of :data:`SERIES`), seed, step, value.
     Panels appear in the order of the frame. The thick line is the mean over a series' seeds, at the
     steps that all of them have: where seeds end or log differently, others would average something
     else. Non-finite values are gaps, in their seed and in the mean. A thin horizontal line marks

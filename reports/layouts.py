@@ -1,4 +1,4 @@
-"""The paper's tables from tidy frames: one number a row in, a table out.
+"""The paper's tables from tidy frames: one number per row in, a table out.
 
 Every frame has the columns run_id, seed and a value, those that say which cell a number belongs
 to, and where known ``metric``, the name of the run's metric, and ``replicates``, the number's

@@ -61,7 +61,7 @@ Points = Mapping[str, tuple[np.ndarray, np.ndarray]]
 def overview_figure(frame: pd.DataFrame) -> Figure:
     """All detection results at a glance, mean and standard error over the seeds (Figure S5).
 
-    ``frame`` has a number a row: dataset, ood, score, setting (unsupervised, supervised), seed,
+    ``frame`` has one number per row: dataset, ood, score, setting (unsupervised, supervised), seed,
     auroc (a fraction). Rows of panels are in-distribution datasets, columns outlier datasets, in
     the order of the frame; a pair without numbers is hatched. The marker's shape is the score, its
     colour the setting; the bar is the standard error of the mean, std/√n with the sample standard

@@ -19,7 +19,7 @@ def runs_behind(tables: Iterable[Table]) -> list[str]:
 def provenance(
     tables: Mapping[str, Table], facts: Mapping[str, Mapping[str, str]]
 ) -> dict[str, Any]:
-    """``cells``, one a cell in the order of the CSV files, and ``runs``, the facts by run id.
+    """``cells``, one per cell in the order of the CSV files, and ``runs``, the facts by run id.
 
     A cell has its table, row (labels), group, column, text as printed, mean, std, n, interval,
     run_ids, metrics and source. Numbers are unscaled as in CSV, null for none. ``source`` is the

@@ -180,7 +180,7 @@ def _tabular(table: Table, shown: Sequence[int]) -> list[str]:
 
 
 def to_csv(table: Table) -> str:
-    """Long form, a line a cell: labels, group, column, mean, std, n, low, high, run ids.
+    """Long form, one line per cell: labels, group, column, mean, std, n, low, high, run ids.
 
     Numbers are unscaled, an AUROC a fraction, with all their digits; low and high are the bootstrap
     interval. A gap has n = 0 and, as std has with one seed, nothing where a number would be; the
@@ -201,7 +201,7 @@ def to_csv(table: Table) -> str:
 
 
 def to_rich(table: Table) -> "list[rich.table.Table]":
-    """The table for a terminal, by rich: one a group of columns, so that each fits 80 characters.
+    """The table for a terminal, by rich: one per group of columns, so that each fits 80 characters.
 
     A line separates the in-distribution datasets.
     """

@@ -206,7 +206,7 @@ def _sum_up(
 
 
 def _table(study: optuna.Study, space: Mapping[str, Range]) -> pd.DataFrame:
-    """One row a trial: number, state, value, parameters, feasibility, reason, MLflow run."""
+    """One row per trial: number, state, value, parameters, feasibility, reason, MLflow run."""
     rows = []
     for trial in study.get_trials(deepcopy=False):
         values = trial.values or [math.nan]

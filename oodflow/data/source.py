@@ -33,7 +33,7 @@ SPLIT_SEED = 20191203
 
 def refuse_broken(which: str, why: str) -> None:
     """An unreadable image ends the preparation."""
-    raise UserError(f"{which} cannot be read ({why}); mend or remove it, or use --skip-broken")
+    raise UserError(f"{which} cannot be read ({why}); repair or remove it, or use --skip-broken")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Scores of in-distribution images that were not trained on: what a decision is measured by."""
+"""Calibration scores: those of in-distribution images that no model was trained on."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ class Calibration:
     """
 
     table: pd.DataFrame
-    """``score``, and the parts ``scale1`` … of it where there are any: float64, a row an image."""
+    """``score``, and its parts ``scale1`` … where there are any: float64, one row per image."""
     facts: Mapping[str, str]
     """What the images are: ``dataset``, ``fold``, ``digest``, as far as known."""
 

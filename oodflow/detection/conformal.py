@@ -1,4 +1,4 @@
-"""From scores to decisions with a promise: conformal p-values and what follows from them.
+"""From scores to decisions with guaranteed error rates: conformal p-values and their use.
 
 Bates, Candès, Lei, Romano, Sesia (2023), "Testing for outliers with conformal p-values", Annals of
 Statistics 51(1), arXiv 2104.08279. Nothing here knows of images or models: s_1 … s_n are the scores

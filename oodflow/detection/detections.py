@@ -1,4 +1,4 @@
-"""What a detector finds in many files: counts, the test of the whole, a file of rows.
+"""A detector's results for many files: counts, the test of the whole set, a file of rows.
 
 Which images are anomalous at a false discovery rate is known when all have been scored. Rows are
 therefore spooled to disk without a decision, and decided when they are written.

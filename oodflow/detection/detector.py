@@ -1,7 +1,7 @@
 """A detector as a value: the models that its score needs, the preprocessing, the calibration.
 
-It leaves the house as a folder (:mod:`oodflow.detection.sealed`) of ``detector.json``, one
-``<role>.safetensors`` a model and ``calibration.parquet``. Nothing is pickled.
+It is saved as a folder (:mod:`oodflow.detection.sealed`) of ``detector.json``, one
+``<role>.safetensors`` per model and ``calibration.parquet``. Nothing is pickled.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -105,7 +105,7 @@ class Detector:
     def measure(
         self, images: NDArray[np.uint8], on_progress: Callable[[int], None] | None = None
     ) -> pd.DataFrame:
-        """``score`` and its parts ``scale1`` …, see :func:`measured`; a row an image."""
+        """``score`` and its parts ``scale1`` …, see :func:`measured`; one row per image."""
         return measured(self.score, self.models, images, self.device, on_progress)
 
     def scores(self, images: Iterable[object]) -> NDArray[np.float64]:
@@ -308,7 +308,7 @@ def measured(
     device: str = "cpu",
     on_progress: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
-    """``score`` and its parts by scale, float64 in nats; a row an image of uint8 N×C×32×32.
+    """``score`` and its parts by scale, float64 in nats; one row per image of uint8 N×C×32×32.
 
     The parts ``scale1`` … ``scaleS`` of a model with S > 1 scales are its contributions c_i(x)
     (Eq. 3 of the paper), and for a difference of two such models c_i,in(x) − c_i,g(x), so that they

@@ -1,4 +1,4 @@
-"""One self-contained page of what was found: the most anomalous images first, and where.
+"""One self-contained HTML page of the results: the most anomalous images first, and where.
 
 Everything is inside, and the page forbids its browser to ask for anything else. File names come
 from anybody and are escaped.

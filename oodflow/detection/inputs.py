@@ -1,4 +1,4 @@
-"""Images as people send them, made what a detector scores; or the reason why one could not be.
+"""Turns images as users send them into what a detector scores, or into an error text.
 
 Whatever is wrong with an image becomes the error text of its row and never an exception, so that
 its neighbours are scored.

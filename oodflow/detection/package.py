@@ -1,4 +1,4 @@
-"""What is needed to log a detector as an MLflow model that can be loaded and served anywhere."""
+"""Logs a detector as an MLflow model that can be loaded and served anywhere."""
 
 import base64
 import io

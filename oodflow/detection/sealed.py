@@ -1,4 +1,4 @@
-"""A folder whose files are all known by their digests: what is not, is refused unread.
+"""A folder whose files are all verified by digests: an unknown file is refused unread.
 
 ``detector.json`` holds facts and the SHA-256 of every other file. A folder comes from anywhere, so
 its names are compared with the few there can be, links are refused, and nothing is opened before

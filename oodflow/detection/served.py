@@ -1,12 +1,12 @@
 """The code of a detector's MLflow model: MLflow runs this file, which loads the detector's folder.
 
 Models from code, so nothing is pickled: ``mlflow.pyfunc.log_model(python_model=<this file>)``, see
-:mod:`oodflow.detection.package`. A request has one image a row, in either of two columns:
+:mod:`oodflow.detection.package`. A request has one image per row, in either of two columns:
 
 - ``image``: base64 of the bytes of a PNG, JPEG or WebP file, of any size;
 - ``pixels``: the 8-bit values themselves, H×W×C, C×H×W or H×W.
 
-``alpha`` is a parameter of the request. The answer has a row an image:
+``alpha`` is a parameter of the request. The answer has one row per image:
 :data:`oodflow.detection.detector.DECISION_COLUMNS`.
 """
 

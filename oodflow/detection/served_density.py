@@ -1,4 +1,4 @@
-"""What makes the weights of a run a model that MLflow loads and serves: images in, log p(x) out.
+"""Lets MLflow load and serve the weights of a run: images in, log p(x) out.
 
 ``MLmodel`` beside the weights names this module (:mod:`oodflow.tracking.servable`); mlflow calls
 :func:`_load_pyfunc` with their path. Nothing is pickled.
@@ -22,7 +22,7 @@ from oodflow.training.checkpoint import load_model
 __all__ = ["COLUMNS", "ServedDensity"]
 
 COLUMNS = ("log_prob", "bpd", "resized", "error")
-"""Columns of an answer, a row an image."""
+"""Columns of an answer, one row per image."""
 
 
 class ServedDensity:

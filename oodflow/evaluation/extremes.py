@@ -61,7 +61,7 @@ def highest(
     """Score → the ``k`` highest-scoring of the images at some positions, from one pass over them.
 
     ``pixels`` are uint8 N×C×H×W, such as a memory map, of which ``batch_size`` images are read at
-    once. ``score`` gives each score of a batch, one value an image. ``on_progress`` gets the
+    once. ``score`` gives each score of a batch, one value per image. ``on_progress`` gets the
     number of images done so far. Raises UserError where there is nothing to rank.
     """
     if k < 1 or len(positions) == 0:

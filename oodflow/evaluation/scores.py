@@ -43,7 +43,7 @@ def compute_scores(
     general: pd.DataFrame | None = None,
     general_outlier: pd.DataFrame | None = None,
 ) -> dict[str, np.ndarray]:
-    """The scores that these tables allow, name → float64 array with one value an image.
+    """The scores that these tables allow, name → float64 array with one value per image.
 
     ``table`` is the in-distribution model's score table, ``general`` and ``general_outlier`` those
     of the contrasting models on the same images. Non-finite likelihoods become :data:`CLIP` before

@@ -73,7 +73,7 @@ def score_images(
     precision: str = "fp32",
     on_progress: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
-    """Score uint8 images N×C×H×W in their order; one row an image, log p in nats.
+    """Score uint8 images N×C×H×W in their order; one row per image, log p in nats.
 
     Columns: ``index`` 0 … N − 1 and ``label`` (−1 where there is none), int64; ``log_prob``, the
     noise-free log p(x) (S4.5), and for models with scales its contributions ``scale1`` …

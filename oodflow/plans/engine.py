@@ -198,7 +198,7 @@ def carry_out(
             name, task = outcome.task.name, outcome.task
             seconds = time.monotonic() - started.pop(name)
             if outcome.state == LEASED:
-                console.say(f"{name}: {outcome.reason} works on it; comes later")
+                console.say(f"{name}: {outcome.reason} works on it; it is tried again later")
                 rivals[name] = Sighting(outcome.run_id)
                 continue
             outcomes[name] = outcome

@@ -90,7 +90,7 @@ def command(chosen: ReproduceOptions) -> int:
         console.show(_reasons(lacking))
         counts = Counter(each.state for each in lacking)
         said = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-        console.error(f"{said} of {len(made)} tasks; the same command does the rest once mended")
+        console.error(f"{said} of {len(made)} tasks; fix the cause and repeat the same command")
     console.say(f"see it: {session.store.how_to_see(record)}")
     return 1 if lacking else 0
 

@@ -183,7 +183,7 @@ def _train(
         trainer.restore(state)
         console.say(f"{plan.name}: goes on at update {state.step} of {steps}")
     elif resumed:
-        console.say(f"{plan.name}: run {run_id} has no checkpoint here, begins at the beginning")
+        console.say(f"{plan.name}: run {run_id} has no checkpoint here, starts from the beginning")
     if not state and not plan.init:
         initialise(model, data.inliers)
     checkpoints = Checkpoints(lambda: save_training(folder, trainer.state(), experiment))
