@@ -27,6 +27,10 @@ CONTRACT = ["main", "train", "finetune", "evaluate", "report"]
 HEAVY = ["torch", "mlflow", "pandas", "sklearn", "rich", "numpy", "matplotlib"]
 
 
+PROJECT_COMMANDS = {name.split()[0]: name for name, entry in ENTRY_POINTS.items() if entry.project}
+"""Entry point of MLproject → the command behind it."""
+
+
 def command_of(name: str) -> click.Command:
     """The command of a name, which may be in a group, as ``runs list``."""
     found = cli
@@ -80,17 +84,20 @@ def test_the_entry_points_of_the_contract_are_in_both(name):
 
 
 def test_mlproject_has_every_command_that_makes_runs_and_what_people_set_most_of_each():
-    assert set(ENTRIES) == {name for name, entry in ENTRY_POINTS.items() if entry.project}
+    assert set(ENTRIES) == set(PROJECT_COMMANDS)
     for name, entry in ENTRIES.items():
-        assert tuple(entry["parameters"]) == ENTRY_POINTS[name].project
-        assert set(entry["parameters"]) <= set(shown_options(name))
+        command = PROJECT_COMMANDS[name]
+        assert tuple(entry["parameters"]) == ENTRY_POINTS[command].project
+        known = {each.name for each in options_of(ENTRY_POINTS[command].options)}
+        assert set(entry["parameters"]) <= known
 
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_mlproject_and_command_line_have_the_same_defaults(name):
-    context = click.Context(cli.commands[name])
+    command = command_of(PROJECT_COMMANDS[name])
+    context, options = click.Context(command), {each.name: each for each in command.params}
     for key, facts in ENTRIES[name]["parameters"].items():
-        option = shown_options(name)[key]
+        option = options[key]
         assert isinstance(facts["default"], str | float), key
         given = option.type_cast_value(context, str(facts["default"]))
         assert given == option.get_default(context), key
@@ -98,18 +105,24 @@ def test_mlproject_and_command_line_have_the_same_defaults(name):
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_mlproject_hands_every_parameter_to_its_own_option(name):
-    given = ENTRIES[name]["parameters"]
+    given, command = ENTRIES[name]["parameters"], PROJECT_COMMANDS[name]
     words = shlex.split(ENTRIES[name]["command"])
-    assert words[:4] == ["python", "-m", "oodflow", name]
-    pairs = dict(zip(words[4::2], words[5::2], strict=True))
-    assert pairs == {f"--{key.replace('_', '-')}": f"{{{key}}}" for key in given}
+    start = ["python", "-m", "oodflow", *command.split()]
+    arguments = [each.name for each in options_of(ENTRY_POINTS[command].options) if each.argument]
+    start += [f"{{{key}}}" for key in given if key in arguments]
+    assert words[: len(start)] == start
+    rest = words[len(start) :]
+    pairs = dict(zip(rest[::2], rest[1::2], strict=True))
+    named = [key for key in given if key not in arguments]
+    assert pairs == {f"--{key.replace('_', '-')}": f"{{{key}}}" for key in named}
 
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_a_bare_mlflow_run_means_what_the_bare_command_means(name):
     defaults = {key: facts["default"] for key, facts in ENTRIES[name]["parameters"].items()}
+    command = PROJECT_COMMANDS[name]
     words = shlex.split(ENTRIES[name]["command"].format(**defaults))
-    assert parsed(name, words[4:]) == parsed(name, [])
+    assert parsed(command, words[3 + len(command.split()) :]) == parsed(command, [])
 
 
 @pytest.mark.parametrize("name", [name for name in ENTRY_POINTS if not required(name)])
@@ -132,11 +145,13 @@ def test_every_option_is_understood_as_people_and_as_mlflow_write_it(name):
 @pytest.mark.parametrize("name", ENTRIES)
 def test_mlflow_passes_on_what_mlproject_does_not_declare(name):
     entry = load_project(str(ROOT)).get_entry_point(name)
-    options = list(options_of(ENTRY_POINTS[name].options))
+    command_name = PROJECT_COMMANDS[name]
+    options = list(options_of(ENTRY_POINTS[command_name].options))
     given = {option.name: another(option) for option in options}
     command = entry.compute_command({key: word for key, (word, _) in given.items()}, None)
     expected = {key: value for key, (_, value) in given.items()}
-    assert parsed(name, shlex.split(command)[4:]) == expected
+    words = shlex.split(command)[3 + len(command_name.split()) :]
+    assert parsed(command_name, words) == expected
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)

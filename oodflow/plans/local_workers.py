@@ -1,8 +1,9 @@
 """Tasks side by side on this machine: each in a process of its own, with its share of the cores.
 
 Two processes with one thread each make 1.3 to 1.8 times the updates of one process with two, since
-the models of the quick preset leave most of a second core idle. The number of threads of a task
-follows from the plan alone, so that results do not depend on when a worker happens to be free.
+the models of the quick preset leave most of a second core idle, and a thread that waits for another
+one on a busy machine waits long. The number of threads follows from the machine and the number of
+workers alone, so that results do not depend on when a worker happens to be free.
 """
 
 import contextlib
@@ -11,8 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -42,9 +42,7 @@ PRELOADED = ("oodflow.plans.worker", "mlflow.store.tracking.sqlalchemy_store")
 
 
 @contextmanager
-def on_this_machine(
-    session: Session, place: Place, tasks: Sequence[Task], workers: int | None
-) -> Iterator[Workers]:
+def on_this_machine(session: Session, place: Place, workers: int | None) -> Iterator[Workers]:
     """So many workers on this machine; for None one per core (at most 8), and one on a GPU.
 
     A single worker is this process. Raises UserError for a number below 1.
@@ -59,26 +57,20 @@ def on_this_machine(
             yield alone
         return
     with console.board() as draw:
-        local = _LocalWorkers(session, place, workers, threads_of(tasks, workers, cores), draw)
+        local = _LocalWorkers(session, place, workers, threads_of(workers, cores), draw)
         try:
             yield local
         finally:
             local.stop()
 
 
-def threads_of(tasks: Sequence[Task], workers: int, cores: int) -> dict[str, int]:
-    """Threads of each task, by its name: tasks of the same depth share the cores.
+def threads_of(workers: int, cores: int) -> int:
+    """Threads of each worker: an equal share of the cores, the same whatever else is under way.
 
-    The depth of a task is the length of the longest chain of tasks before it.
+    >>> threads_of(2, 2), threads_of(8, 32), threads_of(4, 2)
+    (1, 4, 1)
     """
-    depth: dict[str, int] = {}
-    for task in tasks:
-        before = {*task.needs.values(), *task.after}
-        depth[task.name] = 1 + max((depth[name] for name in before), default=-1)
-    side_by_side = Counter(depth.values())
-    return {
-        name: max(cores // min(workers, side_by_side[level]), 1) for name, level in depth.items()
-    }
+    return max(cores // workers, 1)
 
 
 @dataclass(frozen=True)
@@ -97,7 +89,7 @@ class _LocalWorkers:
     session: Session
     place: Place
     size: int
-    threads: Mapping[str, int]
+    threads: int
     draw: console.Board
     _context: multiprocessing.context.ForkServerContext = field(init=False)
     _running: list[_Running] = field(default_factory=list)
@@ -138,7 +130,7 @@ class _LocalWorkers:
     def _start(self, task: Task, outcomes: Mapping[str, Outcome], deaths: int) -> None:
         own, other = self._context.Pipe()
         process = self._context.Process(
-            target=_work, args=(other, self.place, task, outcomes, self.threads[task.name])
+            target=_work, args=(other, self.place, task, outcomes, self.threads)
         )
         process.start()
         other.close()

@@ -42,5 +42,5 @@ def quickstart(session: Session, options: QuickstartOptions) -> dict[str, Outcom
         values={"dataset": dataset, "general": general},
         overrides=laid_over,
     )
-    with on_this_machine(session, Place.of(options), tasks, options.workers) as workers:
+    with on_this_machine(session, Place.of(options), options.workers) as workers:
         return carry_out(session, tasks, workers, keep_going=False)

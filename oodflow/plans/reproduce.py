@@ -72,7 +72,7 @@ def command(chosen: ReproduceOptions) -> int:
         return 0
     tags = {"kind": "reproduce", "plan": plan.source, "registered": "false"}
     try:
-        with ENGINES[chosen.engine](session, chosen, tasks) as workers:
+        with ENGINES[chosen.engine](session, chosen) as workers:
             name = f"reproduce · {plan.title}"
             record = runs.start(session.store, name, tags, project_run=project_run)
             with runs.ended_on_error(session.store, record):
@@ -95,21 +95,17 @@ def command(chosen: ReproduceOptions) -> int:
     return 1 if lacking else 0
 
 
-Engine = Callable[[Session, ReproduceOptions, Sequence[Task]], AbstractContextManager[Workers]]
+Engine = Callable[[Session, ReproduceOptions], AbstractContextManager[Workers]]
 
 
-def _here(
-    session: Session, chosen: ReproduceOptions, tasks: Sequence[Task]
-) -> AbstractContextManager[Workers]:
+def _here(session: Session, chosen: ReproduceOptions) -> AbstractContextManager[Workers]:
     for each in options_of(ReproduceOptions):
         if each.name in OF_RAY and getattr(chosen, each.name) != each.default:
             raise UserError(f"{each.name} is an option of engine ray; add --engine ray")
-    return on_this_machine(session, Place.of(chosen), tasks, chosen.workers)
+    return on_this_machine(session, Place.of(chosen), chosen.workers)
 
 
-def _ray(
-    session: Session, chosen: ReproduceOptions, _: Sequence[Task]
-) -> AbstractContextManager[Workers]:
+def _ray(session: Session, chosen: ReproduceOptions) -> AbstractContextManager[Workers]:
     if chosen.workers is not None:
         raise UserError("workers is an option of engine process; Ray knows what its machines have")
     return on_ray(session, chosen)

@@ -92,5 +92,8 @@ def _checkpoint(reference: str) -> Iterator[Path]:
     from oodflow.tracking.store import open_store
 
     store = open_store()
-    with runs.artifact(store, runs.resolve(store, reference).run_id, path) as file:
+    run = runs.resolve(store, reference)
+    if "weights" not in run.tags:
+        raise UserError(f"run {run.run_id} ({run.name}) holds no model; choose a training run")
+    with runs.artifact(store, run.run_id, path) as file:
         yield file
