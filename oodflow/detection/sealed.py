@@ -49,6 +49,8 @@ def verified(folder: Path, known: Collection[str]) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise UserError(f"no detector at {folder}: there is no such folder")
+    if not os.path.lexists(folder / FACTS_FILE):
+        raise UserError(f"no detector at {folder}: it has no {FACTS_FILE}")
     found = set()
     for entry in os.scandir(folder):
         if entry.name not in {*known, FACTS_FILE}:
@@ -72,8 +74,6 @@ def verified(folder: Path, known: Collection[str]) -> dict[str, Any]:
 
 def _facts(folder: Path) -> dict[str, Any]:
     path = folder / FACTS_FILE
-    if not path.is_file():
-        raise UserError(f"no detector at {folder}: it has no {FACTS_FILE}")
     if path.stat().st_size > MOST_BYTES:
         raise _refused(folder, f"{FACTS_FILE} is too long")
     try:

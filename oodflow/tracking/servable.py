@@ -3,20 +3,21 @@
 import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from platform import python_version
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import mlflow
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.types import ColSpec, DataType, Schema
 
 from oodflow.errors import UserError
 from oodflow.tracking.run_info import PREFIX
-from oodflow.tracking.runs import get
-from oodflow.tracking.store import Store, cause, is_missing
+from oodflow.tracking.store import Store, answering, is_missing
 
 __all__ = ["downloaded", "log_model", "make_loadable", "set_alias"]
 
@@ -87,43 +88,35 @@ def make_loadable(folder: Path, loader_module: str, requirements: list[str]) -> 
 
 @contextmanager
 def downloaded(store: Store, reference: str, part: str) -> Iterator[tuple[Path, dict[str, str]]]:
-    """A local copy of a part of a registered model or of a run's model, and the version's tags.
+    """A part of a registered model as files on this machine, and the tags of the version.
 
-    ``reference`` is models:/NAME/VERSION, models:/NAME@ALIAS or a run id. The rest of the model is
-    not fetched and nothing of it is run. Raises UserError where there is none.
+    ``reference`` is models:/NAME/VERSION or models:/NAME@ALIAS. Where the model lies on this
+    machine, that is where it lies, links and all. The rest of the model is not fetched and nothing
+    of it is run. Raises UserError where there is none, ResourceError where it cannot be fetched.
     """
-    with TemporaryDirectory(prefix="oodflow-") as folder:
-        tags: dict[str, str] = {}
-        if reference.startswith("models:/"):
-            uri = f"{reference.rstrip('/')}/{part}"
-            tags = _version_tags(store, reference)
+    with answering(store), TemporaryDirectory(prefix="oodflow-") as folder:
+        version = _version(store, reference)
+        tags = {k.removeprefix(PREFIX): v for k, v in version.tags.items()}
+        # By the store's own client: mlflow would look the name up in the store of the process.
+        place = store.client.get_model_version_download_uri(version.name, version.version)
+        files = get_artifact_repository(place, tracking_uri=store.uri, registry_uri=store.uri)
+        inside = files.list_artifacts(str(PurePosixPath(part).parent))
+        if part not in {each.path for each in inside}:
+            name = PurePosixPath(part).name
+            raise UserError(f"{reference} holds no {name}; choose a version that was made with one")
+        if isinstance(files, LocalArtifactRepository):
+            local = Path(files.artifact_dir, part)
         else:
-            run = get(store, reference)
-            if "model" not in run.tags:
-                raise UserError(
-                    f"run {reference} ({run.name}) holds no detector; build one: "
-                    "oodflow detector build"
-                )
-            uri = f"{run.tags['model']}/{part}"
-        try:
-            local = mlflow.artifacts.download_artifacts(
-                artifact_uri=uri, dst_path=folder, tracking_uri=store.uri
-            )
-        except (MlflowException, OSError) as error:
-            raise UserError(
-                f"{reference} holds no {part} ({cause(error)}); build a detector: "
-                "oodflow detector build"
-            ) from error
-        yield Path(local), tags
+            local = Path(files.download_artifacts(part, folder))
+        yield local, tags
 
 
-def _version_tags(store: Store, reference: str) -> dict[str, str]:
-    name = reference.removeprefix("models:/")
+def _version(store: Store, reference: str) -> ModelVersion:
+    name = reference.removeprefix("models:/").rstrip("/")
     try:
         if "@" in name:
-            version = store.client.get_model_version_by_alias(*name.split("@", 1))
-        else:
-            version = store.client.get_model_version(*name.rsplit("/", 1))
+            return store.client.get_model_version_by_alias(*name.split("@", 1))
+        return store.client.get_model_version(*name.rsplit("/", 1))
     except (MlflowException, TypeError) as error:
         if isinstance(error, MlflowException) and not is_missing(error):
             raise
@@ -131,4 +124,3 @@ def _version_tags(store: Store, reference: str) -> dict[str, str]:
             f"no model version {reference!r} in the registry; write models:/NAME/VERSION or "
             "models:/NAME@ALIAS"
         ) from error
-    return {k.removeprefix(PREFIX): v for k, v in version.tags.items()}

@@ -1,18 +1,20 @@
 """``oodflow detect``: decisions of a detector over image files and folders."""
 
+import os
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from oodflow import console
 from oodflow.detection.detections import Detections, detect
 from oodflow.detection.detector import Detector
 from oodflow.detection.gallery import gallery
-from oodflow.errors import ResourceError
+from oodflow.errors import ResourceError, UserError
 from oodflow.models.device import available_device
 from oodflow.options import DetectOptions
 from oodflow.tracking.store import open_store
-from oodflow.workflow.detectors import load_detector
+from oodflow.workflow.detectors import load_detector, load_folder
 
 __all__ = ["command"]
 
@@ -20,6 +22,8 @@ SHOWN = 10
 """Most anomalous images in the terminal."""
 PICTURES = 100
 """Most anomalous images on the page."""
+LEVEL = 0.05
+"""Of the test whether there are more anomalies than inliers alone would give, whatever α is."""
 
 
 def command(options: DetectOptions) -> int:
@@ -28,7 +32,7 @@ def command(options: DetectOptions) -> int:
     The exit code is 1 with ``fail_on_anomaly`` where an image is anomalous.
     """
     device = str(available_device(options.device))
-    detector = load_detector(open_store(), options.detector, device)
+    detector = _detector(options.detector, device)
     with console.progress("detecting", 0) as advance:
         found = detect(
             detector,
@@ -41,10 +45,19 @@ def command(options: DetectOptions) -> int:
         )
     if options.html:
         _write(Path(options.html), gallery(detector, found))
-    _show(detector, found)
+    _show(found, "see column error" if options.out else "--out FILE names them")
     for path in filter(None, (options.out, options.html)):
         console.say(f"written: {path}")
     return int(options.fail_on_anomaly and found.anomalous > 0)
+
+
+def _detector(reference: str, device: str) -> Detector:
+    if Path(reference).is_dir():
+        return load_folder(Path(reference), device)
+    if os.sep in reference and not reference.startswith("models:/"):
+        raise UserError(f"no folder at {reference}; give one that holds a detector, or models:/…")
+    # Opened only where it is needed: a folder is judged by without any store.
+    return load_detector(open_store(), reference, device)
 
 
 def _write(path: Path, page: str) -> None:
@@ -55,14 +68,14 @@ def _write(path: Path, page: str) -> None:
         raise ResourceError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _show(detector: Detector, found: Detections) -> None:
+def _show(found: Detections, which: str) -> None:
     tally = found.tally
     if found.anomalous:
         table = Table("file", "score", "p-value", title="Most anomalous")
         for finding in found.most_anomalous[:SHOWN]:
             if finding.row["anomalous"]:
                 row = finding.row
-                table.add_row(row["file"], f"{row['score']:.1f}", f"{row['p_value']:.4f}")
+                table.add_row(_plain(row["file"]), f"{row['score']:.1f}", f"{row['p_value']:.4f}")
         console.show(table)
     rule = (
         f"false-positive rate {found.alpha:g}"
@@ -71,7 +84,7 @@ def _show(detector: Detector, found: Detections) -> None:
     )
     console.say(f"{found.anomalous} of {tally.images} images are anomalous at a {rule}")
     if tally.images:
-        verdict = "more than" if found.folder_p <= found.alpha else "no more than"
+        verdict = "more than" if found.folder_p <= LEVEL else "no more than"
         console.say(
             f"{found.flagged} have p ≤ {found.alpha:g}: {verdict} inliers alone would give "
             f"(exact test, p = {found.folder_p:.3g})"
@@ -79,4 +92,9 @@ def _show(detector: Detector, found: Detections) -> None:
     if tally.resized:
         console.say(f"{tally.resized} images were resized to 32×32, which can itself be anomalous")
     if tally.errors:
-        console.error(f"{tally.errors} of {tally.files} files could not be read; see column error")
+        console.error(f"{tally.errors} of {tally.files} files could not be read; {which}")
+
+
+def _plain(name: str) -> Text:
+    """A file's name as it is, without markup; what would steer a terminal is spelled out."""
+    return Text("".join(c if c.isprintable() else repr(c)[1:-1] for c in name))

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlencode
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from oodflow.detection.conformal import flagged_interval, smallest_alpha
 from oodflow.detection.detector import Detector, DetectorModel, calibrated, roles_of
 from oodflow.detection.package import ARTIFACT, packaged
 from oodflow.detection.preprocessing import preprocessing_of
-from oodflow.detection.sealed import folder_digest
+from oodflow.detection.sealed import FACTS_FILE, folder_digest
 from oodflow.errors import UserError
 from oodflow.evaluation.plots import p_value_figure, roc_figure, save_figure
 from oodflow.options import AUTO, DetectorOptions, EvaluateOptions
@@ -29,7 +30,7 @@ from oodflow.workflow.evaluate import contrasts
 from oodflow.workflow.evaluation_run import outlier_datasets
 from oodflow.workflow.session import Session, check_same_shape, dataset_use, open_session
 
-__all__ = ["ALPHAS", "BuiltDetector", "build", "command", "load_detector"]
+__all__ = ["ALPHAS", "BuiltDetector", "build", "command", "load_detector", "load_folder"]
 
 ALPHAS = (0.01, 0.05, 0.1)
 """False-positive rates at which a new detector is measured."""
@@ -85,6 +86,8 @@ def build(session: Session, options: DetectorOptions) -> BuiltDetector:
     if session.present(dataset):
         training = session.images(dataset, "train")
         refuse_training_images(images.pixels, training.pixels, f"{dataset} (run {run.run_id})")
+    else:
+        console.say(f"{dataset} is not here: make sure that no image of {name} was trained on")
     facts = {"dataset": name, "fold": fold, "digest": images.digest, "half": "first"}
     pixels = images.pixels.numpy()
     with console.progress("calibrating", len(first)) as advance:
@@ -104,23 +107,38 @@ def build(session: Session, options: DetectorOptions) -> BuiltDetector:
 
 
 def load_detector(store: Store, reference: str, device: str = "cpu") -> Detector:
-    """The detector of models:/NAME/VERSION, models:/NAME@ALIAS, a run id, or a folder.
+    """The detector of models:/NAME/VERSION, models:/NAME@ALIAS, or the run that built it.
 
     Only the detector's own files are fetched, and each is verified by its digest, which a
     registered version knows too. Nothing of the model's code is run. Raises UserError where there
     is no detector or anything was changed.
     """
-    folder = Path(reference)
-    if folder.is_dir():
-        inside = folder / "artifacts" / ARTIFACT
-        return Detector.load(inside if inside.is_dir() else folder, device)
-    with downloaded(store, reference, f"artifacts/{ARTIFACT}") as (local, tags):
-        detector = Detector.load(local, device)
-        if tags.get("digest", folder_digest(local)) != folder_digest(local):
+    uri = reference
+    if not reference.startswith("models:/"):
+        run = runs.get(store, reference)
+        if "detector" not in run.tags:
             raise UserError(
-                f"{reference} was changed after it was registered; build the detector again"
+                f"run {reference} ({run.name}) holds no detector; build one: oodflow detector build"
             )
-        return detector
+        uri = run.tags["detector"]
+    with downloaded(store, uri, f"artifacts/{ARTIFACT}") as (local, tags):
+        facts = local / FACTS_FILE
+        if "digest" in tags and facts.is_file() and folder_digest(local) != tags["digest"]:
+            raise UserError(f"{uri} was changed after it was registered; build the detector again")
+        return Detector.load(local, device)
+
+
+def load_folder(folder: Path, device: str = "cpu") -> Detector:
+    """The detector of a folder: its own, or that of an MLflow model, of which no code is run.
+
+    Raises UserError where there is none, or it was changed.
+    """
+    inside = folder / "artifacts" / ARTIFACT
+    if not inside.is_dir():
+        return Detector.load(folder, device)
+    if inside.is_symlink() or inside.parent.is_symlink():
+        raise UserError(f"the detector at {folder} is refused: {inside} leads out of it")
+    return Detector.load(inside, device)
 
 
 def _subject(session: Session, reference: str) -> RunInfo:
@@ -157,7 +175,7 @@ def _models(
     wanted = EvaluateOptions(general=options.general, general_outlier=options.general_outlier)
     if options.score not in (AUTO, "diff", "diff_outlier"):
         wanted = EvaluateOptions(general="none", general_outlier="none")
-    elif options.score == AUTO and options.general == AUTO and "general_run" not in run.tags:
+    elif options.score == AUTO and options.general == AUTO and not _has_general(session, run):
         wanted = replace(wanted, general="none")
     general, general_outlier = contrasts(session, run, wanted)
     known = {"general": general, "general_outlier": general_outlier}
@@ -179,14 +197,28 @@ def _models(
     return chosen, score
 
 
+def _has_general(session: Session, run: RunInfo) -> bool:
+    """Whether the general model that a run was contrasted with is still there."""
+    try:
+        return bool(runs.get(session.store, run.tags.get("general_run", "")))
+    except UserError:
+        return False
+
+
 def _calibration_fold(dataset: str, given: str) -> tuple[str, str]:
     """Dataset and fold of the calibration images: a fold of the own dataset, or another's test."""
     if given in ("train", "test"):
         return dataset, given
-    if given.startswith("folder:") and "test=" not in given:
+    facts = lookup(given)
+    if facts.source != "folder":
+        return facts.name, "test"
+    folder, how = Path(facts.where), preprocessing_of(dataset)
+    # Images that are resized otherwise than those of the dataset would be no inliers.
+    options = {name: str(size) for name in ("resize", "crop") if (size := getattr(how, name))}
+    if not ((folder / "train").is_dir() and (folder / "test").is_dir()):
         # All of the folder is for this: none of it was trained on.
-        given += ("&" if "?" in given else "?") + "test=1"
-    return lookup(given).name, "test"
+        options["test"] = "1"
+    return lookup(f"folder:{folder}?{urlencode({**options, **facts.options})}").name, "test"
 
 
 def _measure(
@@ -249,7 +281,7 @@ def _register(
     uri = f"models:/{name}/{version}"
     if champion:
         set_alias(store, name, CHAMPION, version)
-    runs.set_tags(store, record, {"model": uri, "digest": digest, "registered": "true"})
+    runs.set_tags(store, record, {"detector": uri, "digest": digest, "registered": "true"})
     return uri
 
 
