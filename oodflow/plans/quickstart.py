@@ -5,11 +5,9 @@ is found by its experiment's hash: a second call only rebuilds the report, and a
 continues.
 """
 
-from dataclasses import asdict
-
 from oodflow.data.catalog import lookup
 from oodflow.errors import UserError
-from oodflow.options import AUTO, QuickstartOptions
+from oodflow.options import AUTO, QuickstartOptions, options_of
 from oodflow.plans.engine import Outcome, carry_out
 from oodflow.plans.local_workers import on_this_machine
 from oodflow.plans.plan import read_plan
@@ -35,7 +33,15 @@ def quickstart(session: Session, options: QuickstartOptions) -> dict[str, Outcom
         raise UserError(f"{dataset} has no general set that is there; use train and finetune")
     # Absent data are noticed before anything is trained.
     session.described(dataset)
-    laid_over = {k: v for k, v in asdict(options).items() if k not in ("dataset", "seeds")}
+    laid_over = {
+        each.name: value
+        for each in options_of(QuickstartOptions)
+        if (value := getattr(options, each.name)) != each.default
+        and each.name not in ("dataset", "seeds")
+    }
+    if {"epochs", "model", "preset"} & laid_over.keys():
+        # The plan's numbers of updates are for the quick Glow.
+        laid_over = {"steps": None, "report_every": None} | laid_over
     tasks = expand(
         plan,
         seeds=options.seeds or (),

@@ -27,7 +27,8 @@ def log_model(
 ) -> str:
     """Log a model from code on a run and register it; returns the version.
 
-    ``package`` are arguments of ``mlflow.pyfunc.log_model``.
+    ``package`` are arguments of ``mlflow.pyfunc.log_model``. Raises ResourceError where the store
+    fails.
     """
     import mlflow.pyfunc
 
@@ -35,7 +36,11 @@ def log_model(
     mlflow.set_tracking_uri(store.uri)
     try:
         # What mlflow says of it, the command says in its own words.
-        with redirect_stderr(io.StringIO()), mlflow.start_run(run_id=run_id):
+        with (
+            answering(store),
+            redirect_stderr(io.StringIO()),
+            mlflow.start_run(run_id=run_id),
+        ):
             info = mlflow.pyfunc.log_model(
                 name="model", registered_model_name=registered_name, **package
             )

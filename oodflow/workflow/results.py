@@ -1,17 +1,19 @@
 """Results of runs for people: a table in the terminal and a run's description in MLflow."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from oodflow import console
 from oodflow.data.catalog import slug_of
+from oodflow.evaluation.metrics import mean_std
 from oodflow.evaluation.scores import SCORES
 from oodflow.tracking.run_info import RunInfo
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["auroc_rows", "describe", "show_runs"]
+__all__ = ["auroc_rows", "describe", "describe_seeds", "show_runs"]
 
 
 def columns(run: RunInfo) -> tuple[str, ...]:
@@ -50,6 +52,31 @@ def describe(run: RunInfo, model_uri: str) -> str:
         ]
         lines += [f"| {ood} | {' | '.join(map(_text, values))} |" for ood, values in rows]
     return "\n".join([*lines, "", f"Model: `{model_uri}`"])
+
+
+def describe_seeds(finished: Sequence[RunInfo]) -> str:
+    """Mean and sample standard deviation of BPD and AUROCs over seeds, as Markdown."""
+
+    def said(name: str, scale: float, digits: int) -> str:
+        values = [run.metrics[name] for run in finished if name in run.metrics]
+        mean, std = mean_std(values) if values else (math.nan, math.nan)
+        if not values:
+            return "–"
+        spread = "–" if math.isnan(std) else f"{scale * std:.{digits}f}"
+        return f"{scale * mean:.{digits}f} ({spread})"
+
+    seeds = ", ".join(run.tags["seed"] for run in finished)
+    own = f"bpd/{slug_of(finished[0].tags['dataset'])}"
+    lines = [f"Mean (standard deviation) over the seeds {seeds}.", ""]
+    lines += [f"Bits per dimension: {said(own, 1, 3)}"]
+    rows, names = auroc_rows(finished[0]), columns(finished[0])
+    if rows:
+        lines += ["", f"| AUROC in % | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+        lines += [
+            f"| {ood} | {' | '.join(said(f'auroc/{ood}/{name}', 100, 1) for name in names)} |"
+            for ood, _ in rows
+        ]
+    return "\n".join(lines)
 
 
 def show_runs(finished: Sequence[RunInfo]) -> None:

@@ -152,7 +152,15 @@ def _log_statistics(store: Store, parent: str, finished: Sequence[RunInfo]) -> N
         mean, std = mean_std(table[name].dropna())
         statistics |= {f"{name}/mean": mean, f"{name}/std": std}
     runs.log_metrics(store, parent, statistics)
-    runs.set_tags(store, parent, {"seeds": ",".join(run.tags["seed"] for run in finished)})
+    shared = set.intersection(*(set(run.params.items()) for run in finished))
+    # By these the MLflow UI tells what two settings differ in.
+    runs.log_parameters(store, parent, dict(sorted(shared)))
+    runs.set_tags(
+        store,
+        parent,
+        {"seeds": ",".join(run.tags["seed"] for run in finished)},
+        description=results.describe_seeds(finished),
+    )
     with tempfile.TemporaryDirectory(prefix="oodflow-") as folder:
         table.to_csv(Path(folder) / "seeds.csv", index=False)
         runs.log_artifacts(store, parent, Path(folder), "seeds")
