@@ -224,6 +224,26 @@ def test_a_compressor_can_be_the_contrast(detecting):
     assert loaded.models["general"].experiment.model.name == "png"
 
 
+def test_a_class_conditional_model_can_be_one_and_a_classifier_cannot(trained, tiny):
+    outcome = trained.oodflow("finetune", *tiny, "--supervised")
+    assert outcome.code == 0, outcome.err
+    supervised = runs.find(trained.store(), {"setting": "supervised"})[0]
+    words = "--model wide-resnet --hidden 1 --limit 64 --batch-size 16 --steps 2 --report-every 1"
+    outcome = trained.oodflow("train", *words.split())
+    assert outcome.code == 0, outcome.err
+    classifier = runs.find(trained.store(), {"model": "wide-resnet"})[0]
+    said = refused(trained, "detector", "build", classifier.run_id)
+    assert f"run {classifier.run_id} holds a classifier" in said
+    outcome = trained.oodflow("detector", "build", supervised.run_id)
+    assert outcome.code == 0, outcome.err
+    detector = load_detector(trained.store(), f"models:/{NAME}/1")
+    assert detector.models["in_distribution"].experiment.model.classes == 10
+    # The classifier is the newest, and has an outlier loss, but no likelihood.
+    outcome = trained.oodflow("detector", "build")
+    assert outcome.code == 0, outcome.err
+    assert detector_run(trained).tags["model"] == "glow"
+
+
 # Calibration by other images.
 
 
@@ -641,6 +661,7 @@ def test_a_version_that_was_made_anew_in_its_place_is_noticed(detecting, sent):
         assert "was changed after it was registered" in said and f"models:/{NAME}" in said
 
 
+@pytest.mark.long
 def test_a_detector_behind_a_server_is_fetched(server, blank_workspace, tmp_path, with_detector):
     """Its own files alone: a server's answer that leads elsewhere is not followed."""
     from oodflow.tracking.servable import downloaded

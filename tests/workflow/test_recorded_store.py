@@ -89,3 +89,20 @@ def test_it_is_reported(recorded):
     outcome = recorded.oodflow("report")
     assert outcome.code == 0, outcome.err
     assert "4 registered training runs" in outcome.out
+
+
+def test_its_versions_are_still_scored_and_made_a_detector_of(recorded):
+    """They have no model that mlflow could load, but all that oodflow needs."""
+    store = recorded.store()
+    uri = runs.model_uri(store, SEEDS[0])
+    assert "checkpoints/MLmodel" not in runs.list_artifacts(store, SEEDS[0], "checkpoints")
+    outcome = recorded.oodflow("score", uri, "inliers", "--out", "scores.csv")
+    assert outcome.code == 0, outcome.err
+    assert (PLACE / "scores.csv").read_text().count("\n") > 8
+    refused = recorded.oodflow("detect", uri, "inliers")
+    assert refused.code == 2 and f"{uri} holds no detector" in refused.err
+    outcome = recorded.oodflow("detector", "build", uri)
+    assert outcome.code == 0, outcome.err
+    made = runs.find(store, {"kind": "detector"})[0]
+    outcome = recorded.oodflow("detect", made.run_id, "inliers", "--alpha", "0.5")
+    assert outcome.code == 0, outcome.err
