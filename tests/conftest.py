@@ -148,18 +148,21 @@ class Workspace:
     def clone(self, folder: Path) -> "Workspace":
         """A copy that can be changed. Its runs get new ids, by which mlflow caches folders."""
         shutil.copytree(self.folder, folder)
-        file = folder / "mlflow.db"
-        with contextlib.closing(sqlite3.connect(file)) as database:
+        with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as database:
             ids = [run_id for (run_id,) in database.execute("select run_uuid from runs")]
-            script = "\n".join(database.iterdump()).replace(str(self.folder), str(folder))
+        new = {run_id: uuid.uuid4().hex for run_id in ids} | {str(self.folder): str(folder)}
         for run_id in ids:
-            new = uuid.uuid4().hex
-            script = script.replace(run_id, new)
             for place in (*folder.glob(f"mlruns/*/{run_id}"), *folder.glob(f".oodflow/{run_id}")):
-                place.rename(place.with_name(new))
-        file.unlink()
-        with contextlib.closing(sqlite3.connect(file)) as database:
-            database.executescript(script)
+                place.rename(place.with_name(new[run_id]))
+        # A study in a database of its own names runs as well.
+        for file in folder.glob("*.db"):
+            with contextlib.closing(sqlite3.connect(file)) as database:
+                script = "\n".join(database.iterdump())
+            for old, other in new.items():
+                script = script.replace(old, other)
+            file.unlink()
+            with contextlib.closing(sqlite3.connect(file)) as database:
+                database.executescript(script)
         return Workspace(folder, self.data)
 
 

@@ -265,6 +265,7 @@ def test_a_lost_score_table_costs_its_intervals_alone(trained):
     assert lines["sketch-digits", "Binary outlier loss"]["low"] != ""
 
 
+@pytest.mark.long
 def test_missing_prints_commands_that_fill_the_gaps(trained):
     store = trained.store()
     binary = {"kind": "finetune", "role": "in_distribution", "outlier_loss": "binary"}

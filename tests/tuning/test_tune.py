@@ -31,11 +31,20 @@ def study_of(workspace, prefix="glow-sketch-shapes-binary"):
     return optuna.load_study(study_name=name, storage=storage)
 
 
-@pytest.fixture
-def tuned(trained):
-    outcome = tune(trained, "--trials 4")
+@pytest.fixture(scope="module")
+def first_study(quickstart, tmp_path_factory):
+    """A workspace after a study of four trials, not to be changed; how that ended."""
+    workspace = quickstart[0].clone(tmp_path_factory.mktemp("tuned") / "workspace")
+    outcome = tune(workspace, "--trials 4")
     assert outcome.code == 0, outcome.err
-    return trained, outcome
+    return workspace, outcome
+
+
+@pytest.fixture
+def tuned(first_study, tmp_path):
+    """A copy of it, one for each test."""
+    workspace, outcome = first_study
+    return workspace.clone(tmp_path / "tuned"), outcome
 
 
 def test_a_study_is_a_run_with_a_nested_run_a_trial(tuned):

@@ -325,6 +325,7 @@ def test_a_repeated_command_makes_nothing_and_another_option_only_what_it_decide
     assert kinds == ["extremes"] * 6 + ["parent"]
 
 
+@pytest.mark.long
 def test_of_equal_models_the_newest_is_analysed(changeable, tiny):
     store = changeable.store()
     older = {run.run_id for run in model_runs(store)}
@@ -341,6 +342,7 @@ def test_of_equal_models_the_newest_is_analysed(changeable, tiny):
     assert own.tags["spec"] == other.tags["spec"] and own.metrics == other.metrics
 
 
+@pytest.mark.long
 def test_the_other_families_are_represented_by_their_newest_model(changeable, tiny):
     store = changeable.store()
     [older] = model_runs(store, model="glow-local")
