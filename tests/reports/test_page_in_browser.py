@@ -84,6 +84,8 @@ def page(driver, tmp_path) -> Path:
     """The report, opened wide and light; the logs begin with it."""
     file = tmp_path / "report.html"
     file.write_text(to_html(document()), encoding="utf-8")
+    # Away from the browser's own first page, which asks for icons of its own.
+    driver.get("about:blank")
     appear(driver, WIDE, "light")
     for log in ("browser", "performance"):
         driver.get_log(log)
