@@ -76,20 +76,30 @@ def option(
     return field(default=value, metadata=facts)
 
 
+def added(value: Any) -> Any:
+    """A field that experiments before it do without: they have this value, and keep their hash."""
+    return field(default=value, metadata={"added": True})
+
+
 @dataclass(frozen=True)
 class Model:
     """Architecture of a model; what a family does not have is 0.
 
-    ``classes`` above 0 makes a Glow class-conditional; ``mixtures`` are PixelCNN++'s components.
+    ``classes`` above 0 makes a Glow class-conditional; ``mixtures`` are PixelCNN++'s components;
+    ``patch`` is the side of TarFlow's patches in pixels, ``layers`` how many each block has.
     """
 
     channels: int
     name: str = option("model family", "glow", MODELS, name="model")
-    depth: int = option("Glow: steps a scale; PixelCNN++: blocks a stage; Wide-ResNet: depth")
-    hidden: int = option("Glow: hidden channels; PixelCNN++: filters; Wide-ResNet: width")
+    depth: int = option(
+        "Glow: steps a scale; PixelCNN++: blocks a stage; Wide-ResNet: depth; TarFlow: blocks"
+    )
+    hidden: int = option("Glow: hidden channels; PixelCNN++: filters; Wide-ResNet, TarFlow: width")
     classes: int = 0
     mixtures: int = 0
     dropout: float = 0.0
+    patch: int = added(0)
+    layers: int = added(0)
 
 
 @dataclass(frozen=True)
@@ -191,8 +201,21 @@ def options_of(section: type) -> Iterator[Option]:
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
-    """The experiment as plain nested data, for JSON."""
-    return dataclasses.asdict(experiment)
+    """The experiment as plain nested data, for JSON; an added field only where it says something.
+
+    Thus an experiment has the dict, and the hash, that it had before the field was there.
+    """
+
+    def plain(value: Any) -> Any:
+        if not dataclasses.is_dataclass(value):
+            return value
+        return {
+            each.name: plain(getattr(value, each.name))
+            for each in dataclasses.fields(value)
+            if not ("added" in each.metadata and getattr(value, each.name) == each.default)
+        }
+
+    return plain(experiment)
 
 
 def from_dict(values: Mapping[str, Any]) -> Experiment:
@@ -200,7 +223,9 @@ def from_dict(values: Mapping[str, Any]) -> Experiment:
 
     def build(kind: type[Section], given: Any) -> Section:
         hints = get_type_hints(kind)
-        if not isinstance(given, Mapping) or set(given) != set(hints):
+        fields = dataclasses.fields(cast(Any, kind))
+        needed = {each.name for each in fields if "added" not in each.metadata}
+        if not isinstance(given, Mapping) or not needed <= set(given) <= set(hints):
             raise UserError(f"not an experiment of this version: {kind.__name__} holds {given!r}")
         return kind(
             **{
@@ -208,6 +233,7 @@ def from_dict(values: Mapping[str, Any]) -> Experiment:
                 if dataclasses.is_dataclass(hint)
                 else hint(given[name])
                 for name, hint in hints.items()
+                if name in given
             }
         )
 
@@ -240,5 +266,5 @@ def parameters(experiment: Experiment) -> dict[str, str]:
             else:
                 flat[(prefix or "experiment.") + name] = str(value)
 
-    walk("", to_dict(experiment))
+    walk("", dataclasses.asdict(experiment))
     return flat

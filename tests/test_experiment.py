@@ -81,6 +81,14 @@ def test_equal_values_have_equal_hashes_however_they_came_about():
     assert spec_hash(again) == spec_hash(EXPERIMENT)
 
 
+def test_fields_that_were_added_later_leave_older_hashes_as_they_were():
+    """The hash that this experiment had when a model had neither patches nor layers."""
+    assert spec_hash(EXPERIMENT) == "fd819e7f455ea0a9"
+    assert not {"patch", "layers"} & set(to_dict(EXPERIMENT)["model"])
+    patched = dataclasses.replace(EXPERIMENT, model=dataclasses.replace(EXPERIMENT.model, patch=4))
+    assert to_dict(patched)["model"] == to_dict(EXPERIMENT)["model"] | {"patch": 4}
+
+
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_the_hash_is_the_same_in_another_process(hash_seed):
     code = (
