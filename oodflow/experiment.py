@@ -48,6 +48,7 @@ MODELS = (
     "glow-local",
     "glow-dense",
     "pixelcnn",
+    "tarflow",
     "wide-resnet",
     "png",
     "webp",
