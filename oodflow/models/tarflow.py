@@ -239,7 +239,7 @@ class TarFlow(LikelihoodModel):
     def draw_latents(
         self, count: int, generator: torch.Generator, temperature: float = 1.0
     ) -> list[Tensor]:
-        """The latent of so many images from N(0, temperature²)."""
+        """The latent of so many images from N(0, temperature²), in the parameters' type."""
         drawn = torch.randn(count, math.prod(self.image_shape), generator=generator)
         return [temperature * drawn.to(next(self.parameters()))]
 
