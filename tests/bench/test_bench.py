@@ -119,6 +119,18 @@ def test_both_products_of_the_peak_are_of_the_same_arithmetic() -> None:
     assert arithmetic(lambda: matmul_peak(CPU, size=256)) == 2 * 6 * 2 * 256**3
 
 
+def test_attention_counts_as_the_products_that_it_consists_of() -> None:
+    query, key, value = torch.randn(3, 2, 3, 8, 4, requires_grad=True).unbind()
+    product = 2 * (2 * 3) * 8 * 8 * 4
+
+    def attend() -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+    assert arithmetic(attend) == 2 * product
+    # Backwards two for each product, and the attention's weights again.
+    assert arithmetic(lambda: attend().sum().backward()) == (2 + 5) * product
+
+
 # The figures
 
 
