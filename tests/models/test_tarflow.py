@@ -150,6 +150,27 @@ def test_a_temperature_narrows_the_latents_and_progress_is_told_token_by_token()
         assert torch.equal(found, levels.to(torch.uint8))
 
 
+def test_products_by_convolutions_are_those_of_the_plain_form() -> None:
+    """In float32: the contract's tests are in float64, which a CPU computes in the plain way."""
+    torch.manual_seed(0)
+    flow = TarFlow(3, patch=4, depth=2, layers=2, width=64)
+    for block in flow.blocks:
+        torch.nn.init.normal_(block.leave.weight, std=0.02)
+    images = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
+    found = []
+    for form in ("plain", "fused"):
+        flow.zero_grad()
+        with computed_as(form):
+            log_prob = flow.log_prob(images)
+        log_prob.sum().backward()
+        found.append([log_prob.detach(), *(p.grad.clone() for p in flow.parameters())])
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-2, rtol=0)
+    # Were they the same to the last digit, there would be one form only.
+    assert not all(map(torch.equal, *found))
+    for plain, fused in zip(*found, strict=True):
+        assert (fused - plain).norm() < 1e-4 * plain.norm()
+
+
 def test_recomputation_keeps_what_a_layer_is_given_and_nothing_else() -> None:
     kept = {}
     for form in ("plain", "recomputed"):
