@@ -21,6 +21,7 @@ from oodflow.experiment import (
     spec_hash,
     to_dict,
 )
+from oodflow.models.build import build_model
 from oodflow.options import ENTRY_POINTS, seed_list
 from oodflow.presets import architecture, build_experiment, loss_of
 
@@ -183,6 +184,24 @@ def test_the_paper_preset_has_the_published_settings():
     assert experiment.optimisation.lr == 5e-4
     assert experiment.optimisation.weight_decay == 5e-5
     assert experiment.optimisation.steps == 250 * (50_000 // 64)
+
+
+def test_the_paper_preset_of_tarflow_has_the_published_settings():
+    experiment = experiment_of(options(preset="paper", model="tarflow"))
+    expected = Model(channels=3, name="tarflow", depth=8, hidden=768, patch=2, layers=8)
+    assert experiment.model == expected
+    # An epoch of 195 batches, of which the first warms up.
+    expected = Optimisation(100 * 195, 256, 1e-4, 1e-4, 195, 195, "fp32")
+    assert experiment.optimisation == expected
+    tiny = {"dataset": "tiny", "role": "general", "train_size": 79_302_017}
+    general = experiment_of(options(preset="paper", model="tarflow"), **tiny)
+    assert general.optimisation.steps == 100 * 195 and general.optimisation.warmup == 195
+
+
+def test_tarflow_has_no_supervised_form():
+    model = architecture(options(model="tarflow"), 3)
+    with pytest.raises(UserError, match="tarflow has no class-conditional form"):
+        build_model(dataclasses.replace(model, classes=10))
 
 
 def test_the_paper_preset_trains_the_general_model_for_as_many_updates():
