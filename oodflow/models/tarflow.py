@@ -27,6 +27,10 @@ POSITION_STD = 0.01
 """Standard deviation of the positions' initial values."""
 
 
+DRAWS = 20
+"""How often an image that is not finite is drawn again."""
+
+
 def cut_tokens(images: Tensor, patch: int) -> Tensor:
     """N×C×H×W → N×T×(C·p²): the patches in raster order, each channel by channel.
 
@@ -266,5 +270,20 @@ class TarFlow(LikelihoodModel):
         temperature: float = 1.0,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
+        """See :meth:`LikelihoodModel.sample`. An image that is not finite is drawn again.
+
+        A young model may leave the numbers there are: a token that lies far out makes the next ones
+        lie further out. UserError where that never ends.
+        """
         v = self.decode(self.draw_latents(count, generator, temperature), on_progress)
+        for _ in range(DRAWS):
+            lost = ~v.isfinite().flatten(1).all(1)
+            if not lost.any():
+                break
+            v[lost] = self.decode(self.draw_latents(int(lost.sum()), generator, temperature))
+        else:
+            raise UserError(
+                f"{int(lost.sum())} of {count} images were not finite in {DRAWS} draws; "
+                "lower the temperature, or train the model for longer"
+            )
         return ((v + 1) * (LEVELS / 2)).floor().clamp(0, LEVELS - 1).to(torch.uint8)

@@ -150,6 +150,38 @@ def test_a_temperature_narrows_the_latents_and_progress_is_told_token_by_token()
         assert torch.equal(found, levels.to(torch.uint8))
 
 
+def test_images_that_are_not_finite_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    flow = TarFlow(1, patch=2, depth=2, layers=1, width=8, size=8)
+    sizes, decode = [], flow.decode
+
+    def failing(latents: list[Tensor], on_progress: object = None) -> Tensor:
+        v = decode(latents)
+        sizes.append(len(v))
+        if len(sizes) < 3:
+            v[0, 0, 3, 3], v[1, 0, 0, 0] = torch.nan, torch.inf
+        return v
+
+    whole = flow.sample(5, torch.Generator().manual_seed(1))
+    monkeypatch.setattr(flow, "decode", failing)
+    generator = torch.Generator().manual_seed(1)
+    found = flow.sample(5, generator)
+    assert sizes == [5, 2, 2]
+    assert torch.equal(found[2:], whole[2:])
+    # The first two are those of the third draw.
+    generator.manual_seed(1)
+    third = [flow.draw_latents(size, generator)[0] for size in sizes][-1]
+    expected = (128 * (decode([third]) + 1)).floor().clamp(0, 255).to(torch.uint8)
+    assert torch.equal(found[:2], expected)
+
+
+def test_a_model_that_draws_nothing_finite_says_so() -> None:
+    flow = TarFlow(1, patch=2, depth=2, layers=1, width=8, size=8)
+    torch.nn.init.constant_(flow.blocks[0].leave.bias, 200.0)
+    with pytest.raises(UserError, match="3 of 3 images were not finite"):
+        flow.sample(3, torch.Generator().manual_seed(1))
+
+
 def test_products_by_convolutions_are_those_of_the_plain_form() -> None:
     """In float32: the contract's tests are in float64, which a CPU computes in the plain way."""
     torch.manual_seed(0)
