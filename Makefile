@@ -1,14 +1,22 @@
 # Two commands for a newcomer: `make quickstart` and `make test`. Both make .venv and reuse it.
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests run in so many processes, each with one thread.
+WORKERS ?= 2
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test lint format mlproject clean
+.PHONY: quickstart test test-all lint format mlproject clean
 
 quickstart: .venv/ready
 	@$(BIN)/oodflow main
 
+# What a developer needs before a commit.
 test: .venv/ready
-	$(BIN)/pytest
+	$(PYTEST) -m "not long"
+
+# The long ones as well: real servers, killed processes, torchrun, a browser.
+test-all: .venv/ready
+	$(PYTEST)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

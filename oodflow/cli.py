@@ -13,8 +13,7 @@ import click
 
 from oodflow.commands import resolve
 from oodflow.errors import ResourceError, UserError
-from oodflow.experiment import AUTO, Option
-from oodflow.options import BENCH, ENTRY_POINTS, EntryPoint
+from oodflow.options import AUTO, ENTRY_POINTS, EntryPoint, Option, options_of, seed_list
 
 __all__ = ["cli", "main"]
 
@@ -31,7 +30,7 @@ Exit codes: 0 done, 2 wrong input, 1 anything else, 130 interrupted, 143 termina
 
 
 class WordOr(click.ParamType):
-    """A value of a type, or one of some words."""
+    """A value of a type, or one of some words, of which ``auto`` stands for None."""
 
     def __init__(self, kind: click.ParamType, words: tuple[str, ...]) -> None:
         self.kind = kind
@@ -39,7 +38,18 @@ class WordOr(click.ParamType):
         self.name = "|".join((kind.name, *words))
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value == AUTO and AUTO in self.words:
+            return None
         return value if value in self.words else self.kind.convert(value, param, ctx)
+
+
+class SeedsType(click.ParamType):
+    """Whole numbers with commas."""
+
+    name = "seeds"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return seed_list(value) if isinstance(value, str) else value
 
 
 KINDS: dict[type, click.ParamType] = {
@@ -47,21 +57,24 @@ KINDS: dict[type, click.ParamType] = {
     float: click.FLOAT,
     str: click.STRING,
     bool: click.BOOL,
+    tuple: SeedsType(),
 }
 
 
 def click_option(each: Option) -> click.Option:
-    """The click option of one field: its name with hyphens, its type, default and choices."""
-    kind: click.ParamType = click.Choice(each.choices) if each.choices else KINDS[each.kind]
-    words = (AUTO,) * (each.default == AUTO) + each.words
-    if words and each.kind is not str:
-        kind = WordOr(kind, words)
+    """The click option of one field: both spellings of its name, its type, default and choices."""
+    choices = [choice for choice in each.choices if choice is not None]
+    kind: click.ParamType = click.Choice(choices) if choices else KINDS[each.kind]
+    if each.words:
+        kind = WordOr(kind, each.words)
     flag = {"is_flag": False, "flag_value": True} if each.kind is bool else {}
+    # MLflow appends what MLproject does not declare under its name with underscores.
+    spellings = dict.fromkeys((f"--{each.name.replace('_', '-')}", f"--{each.name}"))
     return click.Option(
-        [f"--{each.name.replace('_', '-')}"],
+        [each.name, *spellings],
         type=kind,
         default=each.default,
-        show_default=True,
+        show_default=AUTO if each.default is None else True,
         help=each.help,
         **flag,
     )
@@ -71,15 +84,27 @@ def entry_point(name: str, entry: EntryPoint) -> click.Command:
     """The click command of one entry point."""
 
     def run(**given: Any) -> int | None:
-        return resolve(name)(given)
+        return resolve(name)(entry.options(**given))
 
-    return click.Command(
+    return Command(
         name,
         callback=run,
-        params=[click_option(each) for each in entry.options()],
+        params=[click_option(each) for each in options_of(entry.options)],
         help=entry.help,
         epilog="\b\nExamples:\n" + "\n".join(f"  {line}" for line in entry.examples),
     )
+
+
+class Command(click.Command):
+    """A command whose help shows one spelling of each option."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        both = {each: each.opts for each in self.params if isinstance(each, click.Option)}
+        for each, spellings in both.items():
+            each.opts = spellings[:1]
+        super().format_options(ctx, formatter)
+        for each, spellings in both.items():
+            each.opts = spellings
 
 
 class Group(click.Group):
@@ -95,7 +120,7 @@ def cli() -> None:
     """Anomaly detection with deep generative models that is right, fast and tracked."""
 
 
-for _name, _entry in {**ENTRY_POINTS, "bench": BENCH}.items():
+for _name, _entry in ENTRY_POINTS.items():
     cli.add_command(entry_point(_name, _entry))
 
 
@@ -110,7 +135,7 @@ def runs() -> None:
 @click.option("--registered", is_flag=True, help="Only runs that reports may use.")
 def runs_list(**given: Any) -> None:
     """List runs, the newest first."""
-    resolve("runs list")(given)
+    resolve("runs list")(**given)
 
 
 @runs.command("show")
@@ -137,7 +162,7 @@ def runs_sync(**given: Any) -> int:
     Example:
       oodflow runs sync
     """
-    return resolve("runs sync")(given)
+    return resolve("runs sync")(**given)
 
 
 @cli.group(cls=Group)

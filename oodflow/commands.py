@@ -14,12 +14,13 @@ __all__ = ["COMMANDS", "resolve"]
 
 COMMANDS: Mapping[str, str] = {
     "main": "oodflow.plans.quickstart:command",
-    "train": "oodflow.workflow.train:command",
-    "finetune": "oodflow.workflow.finetune:command",
+    "train": "oodflow.workflow.seeds:command",
+    "finetune": "oodflow.workflow.seeds:command",
     "evaluate": "oodflow.workflow.evaluate:command",
     "tune": "tuning.command:command",
     "analyse": "oodflow.workflow.analyse:command",
     "report": "reports.command:command",
+    "write report": "reports.command:write_report",
     "reproduce": "oodflow.plans.reproduce:command",
     "bench": "oodflow.bench.command:command",
     "runs list": "oodflow.workflow.listing:list_command",
@@ -38,7 +39,7 @@ def resolve(name: str) -> Any:
     """The function behind a command; UserError for a name that is none.
 
     >>> resolve("train").__module__
-    'oodflow.workflow.train'
+    'oodflow.workflow.seeds'
     """
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["duration", "error", "progress", "say", "show"]
+__all__ = ["Board", "board", "duration", "error", "listening", "progress", "say", "show"]
 
 
 SECONDS_BETWEEN_DRAWINGS = 0.2
@@ -53,18 +53,21 @@ def _console(stderr: bool = False) -> Any:
     return console
 
 
-@contextmanager
-def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-    """A bar with rate and time left on stderr; yields ``advance(done, note, total)``.
+Board = Callable[..., None]
+"""``draw(name, done, total, note)`` shows a bar, and ``draw(name)`` takes it away."""
 
-    ``note`` makes the text behind the bar. It is called only when the bar is drawn, since a number
-    in it may have to come from the device. A total of 0 is not known yet. Without
-    a terminal nothing is drawn, so that logs hold lines only.
-    """
+Listener = Callable[[int, int | None, str], None]
+
+_listener: Listener | None = None
+
+
+@contextmanager
+def board() -> Iterator[Board]:
+    """Bars on stderr with rate and time left, one for each name; without a terminal none."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = _console(stderr=True)
-    bar = Progress(
+    bars = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}  {task.fields[rate]}"),
@@ -74,21 +77,68 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[..., Non
         transient=True,
         disable=not console.is_terminal,
     )
-    with bar:
-        task = bar.add_task(what, total=total or None, completed=done, rate="", note="")
+    with bars:
+        known: dict[str, Any] = {}
 
-        shown = 0.0
-
-        def advance(done: int, note: Callable[[], str] = str, total: int | None = None) -> None:
-            nonlocal shown
-            if bar.disable or time.monotonic() < shown + SECONDS_BETWEEN_DRAWINGS:
+        def draw(name: str, done: int | None = None, total: int | None = None, note: str = ""):
+            if done is None:
+                if name in known:
+                    bars.remove_task(known.pop(name))
                 return
-            shown = time.monotonic()
-            speed = bar.tasks[0].speed
+            if name not in known:
+                known[name] = bars.add_task(name, total=total, completed=done, rate="", note="")
+            speed = bars.tasks[bars.task_ids.index(known[name])].speed
             rate = f"{speed:.1f}/s" if speed else ""
-            bar.update(task, completed=done, note=note(), rate=rate, total=total)
+            bars.update(known[name], completed=done, total=total, note=note, rate=rate)
 
-        yield advance
+        # Where nothing is drawn, nothing has to be worked out either.
+        yield (lambda *_: None) if bars.disable else draw
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Send progress to a listener in place of a bar: ``listener(done, total, note)``."""
+    global _listener
+    _listener = listener
+    try:
+        yield
+    finally:
+        _listener = None
+
+
+@contextmanager
+def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+    """A bar with rate and time left; yields ``advance(done, note, total)``.
+
+    ``note`` makes the text behind the bar. It is called only when the bar is drawn, since a number
+    in it may have to come from the device. A total of 0 is not known yet. Without
+    a terminal nothing is drawn, so that logs hold lines only.
+    """
+    if _listener:
+        yield _throttled(_listener, total or None)
+        return
+    with board() as draw:
+        draw(what, done, total or None, "")
+        yield _throttled(lambda *said: draw(what, *said), total or None, idle=not _drawn())
+
+
+def _throttled(show: Listener, known: int | None, idle: bool = False) -> Callable[..., None]:
+    """``advance`` of :func:`progress`, which shows something a few times a second at most."""
+    shown = 0.0
+
+    def advance(done: int, note: Callable[[], str] = str, total: int | None = None) -> None:
+        nonlocal shown
+        if idle or time.monotonic() < shown + SECONDS_BETWEEN_DRAWINGS:
+            return
+        shown = time.monotonic()
+        show(done, total or known, note())
+
+    return advance
+
+
+def _drawn() -> bool:
+    """Whether there is a terminal to draw bars on."""
+    return bool(_console(stderr=True).is_terminal)
 
 
 def duration(seconds: float) -> str:

@@ -1,21 +1,19 @@
-"""The experiment as a value: what decides a run's numbers, its presets and its canonical hash.
+"""The experiment as a value: what decides a run's numbers, and its canonical hash.
 
-Each parameter is written down once, as a field with its help and default. The options of the
-command line and of ``MLproject``, the parameters logged to MLflow and the hash all come from the
-fields. Two runs with the same hash are the same experiment.
+The parameters logged to MLflow and the hash come from the fields. Two runs with the same hash are
+the same experiment. What people set to get one is in :mod:`oodflow.options`.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast, get_type_hints
 
 from oodflow.errors import UserError
 
 __all__ = [
-    "AUTO",
     "COMPRESSORS",
     "MODELS",
     "OUTLIER_LOSSES",
@@ -25,22 +23,12 @@ __all__ = [
     "Loss",
     "Model",
     "Optimisation",
-    "TUNED",
-    "Option",
     "from_dict",
     "json_hash",
-    "option",
-    "options_of",
     "parameters",
     "spec_hash",
     "to_dict",
 ]
-
-AUTO = "auto"
-"""The default of an option whose value follows from the preset, the data or the registry."""
-
-TUNED = "tuned"
-"""An option whose value is the best one of the newest registered study."""
 
 MODELS = (
     "glow",
@@ -60,23 +48,6 @@ OUTLIER_LOSSES = ("none", "binary", "margin")
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
-def option(
-    help: str,
-    default: Any = AUTO,
-    choices: tuple[str, ...] = (),
-    name: str = "",
-    words: tuple[str, ...] = (),
-    value: Any = dataclasses.MISSING,
-) -> Any:
-    """A field that is an option too, under its own name or ``name``.
-
-    ``default`` is the option's default on the command line and in ``MLproject``, ``words`` are
-    words that it takes in place of a number, and ``value`` is the field's own default.
-    """
-    facts = {"help": help, "default": default, "choices": choices, "name": name, "words": words}
-    return field(default=value, metadata=facts)
-
-
 def added(value: Any) -> Any:
     """A field that experiments before it do without: they have this value, and keep their hash."""
     return field(default=value, metadata={"added": True})
@@ -91,11 +62,12 @@ class Model:
     """
 
     channels: int
-    name: str = option("model family", "glow", MODELS, name="model")
-    depth: int = option(
-        "Glow: steps a scale; PixelCNN++: blocks a stage; Wide-ResNet: depth; TarFlow: blocks"
-    )
-    hidden: int = option("Glow: hidden channels; PixelCNN++: filters; Wide-ResNet, TarFlow: width")
+    name: str
+    """Model family, one of :data:`MODELS`."""
+    depth: int
+    """Glow: steps a scale; PixelCNN++: blocks a stage; Wide-ResNet: depth; TarFlow: blocks."""
+    hidden: int
+    """Glow: hidden channels; PixelCNN++: filters; Wide-ResNet and TarFlow: width."""
     classes: int = 0
     mixtures: int = 0
     dropout: float = 0.0
@@ -107,8 +79,9 @@ class Model:
 class Data:
     """Training images: the dataset's training fold, by its name in the catalogue."""
 
-    dataset: str = option("dataset to train on; auto: sketch-general, for finetune sketch-shapes")
-    limit: int = option("use only the first N images of each fold; 0: all", 0)
+    dataset: str
+    limit: int
+    """Only the first so many images of each fold; 0: all."""
     digest: str = ""
     """Identity of the whole training fold: other images make another experiment."""
 
@@ -120,36 +93,33 @@ class Loss:
     The binary classifier (S9) has ``classifier`` here: the outliers are its other class.
     """
 
-    outlier_loss: str = option("loss against an outlier dataset", "none", OUTLIER_LOSSES)
-    outlier_dataset: str = option("outlier images; auto: the dataset's general set")
-    temperature: float = option(
-        "T of the binary loss, in nats; tuned: from the newest study", 1000.0, words=(TUNED,)
-    )
-    outlier_weight: float = option(
-        "weight λ of the outlier loss; auto: 6000 binary, 1 margin; tuned: from the newest study",
-        words=(TUNED,),
-    )
+    outlier_loss: str
+    outlier_dataset: str
+    temperature: float
+    """T of the binary loss, in nats."""
+    outlier_weight: float
+    """Weight λ of the outlier loss."""
     outlier_digest: str = ""
     """Identity of the whole training fold of the outlier dataset."""
-    margin: float = option(
-        "margin of the margin loss, in nats; 0: the number of dimensions; tuned: newest study",
-        0.0,
-        words=(TUNED,),
-        value=0.0,
-    )
+    margin: float = 0.0
+    """Margin of the margin loss, in nats; 0: the number of dimensions."""
 
 
 @dataclass(frozen=True)
 class Optimisation:
     """How the weights are found; ``steps`` are updates in total (S4.1)."""
 
-    steps: int = option("updates in total; auto: from epochs, or from the preset")
-    batch_size: int = option("images a batch, and as many outliers; auto: from the preset")
-    lr: float = option("learning rate; auto: from the preset")
-    weight_decay: float = option("weight decay; auto: from the preset")
-    warmup: int = option("updates of linear warm-up; auto: from the preset")
-    report_every: int = option("updates between validations; auto: from the preset, or one pass")
-    precision: str = option("arithmetic of the network", "fp32", PRECISIONS)
+    steps: int
+    batch_size: int
+    """Images a batch, and as many outliers."""
+    lr: float
+    weight_decay: float
+    warmup: int
+    """Updates of linear warm-up."""
+    report_every: int
+    """Updates between validations."""
+    precision: str
+    """Arithmetic of the network, one of :data:`PRECISIONS`."""
 
 
 @dataclass(frozen=True)
@@ -170,35 +140,6 @@ class Experiment:
 
 
 Section = TypeVar("Section")
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of the command line and of ``MLproject``."""
-
-    name: str
-    kind: type
-    default: Any
-    help: str
-    choices: tuple[str, ...]
-    words: tuple[str, ...]
-
-
-def options_of(section: type) -> Iterator[Option]:
-    """The options among a section's fields, in order."""
-    hints = get_type_hints(section)
-    for each in dataclasses.fields(section):
-        if "help" in each.metadata:
-            facts = each.metadata
-            name = facts["name"] or each.name
-            yield Option(
-                name,
-                hints[each.name],
-                facts["default"],
-                facts["help"],
-                facts["choices"],
-                facts["words"],
-            )
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:

@@ -1,33 +1,57 @@
-"""``MLproject``, rendered from the entry points: ``python -m oodflow.mlproject > MLproject``."""
+"""``MLproject``, rendered from the entry points: ``python -m oodflow.mlproject > MLproject``.
 
-from typing import Any
+It declares the options that people set most; MLflow passes any other one on as it was given.
+"""
 
-import yaml
+from collections.abc import Iterator
 
-from oodflow.options import ENTRY_POINTS, EntryPoint
+from oodflow.options import AUTO, ENTRY_POINTS, EntryPoint, Option, options_of
 
 __all__ = ["render"]
 
+HEAD = """\
+# The entry points of the project, with the options that people set most.
+# Any other option of `oodflow NAME --help` is taken as well: mlflow run . -e NAME -P option=value
+# Made by `make mlproject` from oodflow/options.py; a test compares the two.
+name: oodflow
+conda_env: conda.yaml
 
-def _entry(name: str, entry: EntryPoint) -> dict[str, Any]:
-    parameters = {}
-    words = [f"python -m oodflow {name}"]
-    for each in entry.options():
-        default = str(each.default).lower() if isinstance(each.default, bool) else each.default
-        parameters[each.name] = {"type": "string", "default": str(default)}
-        words.append(f"--{each.name.replace('_', '-')} {{{each.name}}}")
-    return {"parameters": parameters, "command": " ".join(words)}
+entry_points:
+"""
+
+
+def _parameter(each: Option) -> str:
+    kind = "float" if isinstance(each.default, float) else "string"
+    default = AUTO if each.default is None else str(each.default)
+    if kind == "string" and each.default is not None and each.kind is not str:
+        # YAML would read a number or a truth value.
+        default = f'"{default.lower()}"'
+    return f"{each.name}: {{type: {kind}, default: {default}}}"
+
+
+def _entry(name: str, entry: EntryPoint) -> Iterator[str]:
+    options = {each.name: each for each in options_of(entry.options)}
+    shown = [options[option] for option in entry.project]
+    yield f"  # {entry.help}"
+    yield f"  {name}:"
+    yield "    parameters:"
+    for each in shown:
+        choices = ", ".join(choice for choice in each.choices if choice)
+        yield f"      # {each.help}{f' ({choices})' if choices else ''}"
+        yield f"      {_parameter(each)}"
+    words = [f"--{each.name.replace('_', '-')} {{{each.name}}}" for each in shown]
+    lines = [" ".join(words[first : first + 3]) for first in range(0, len(words), 3)]
+    yield "    command: >-"
+    yield f"      python -m oodflow {name}"
+    yield from (f"      {line}" for line in lines)
+    yield ""
 
 
 def render() -> str:
     """The text of the project's ``MLproject`` file."""
-    project = {
-        "name": "oodflow",
-        "conda_env": "conda.yaml",
-        "entry_points": {name: _entry(name, entry) for name, entry in ENTRY_POINTS.items()},
-    }
-    head = "# Made by `make mlproject` from oodflow/options.py; a test compares the two.\n"
-    return head + yaml.safe_dump(project, sort_keys=False, width=10_000, allow_unicode=True)
+    entries = {name: entry for name, entry in ENTRY_POINTS.items() if entry.project}
+    lines = [line for name, entry in entries.items() for line in _entry(name, entry)]
+    return HEAD + "\n".join(lines).rstrip() + "\n"
 
 
 if __name__ == "__main__":

@@ -3,12 +3,20 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeVar
 
 from oodflow.errors import UserError, unknown_name
-from oodflow.experiment import AUTO, COMPRESSORS, Data, Experiment, Loss, Model, Optimisation
+from oodflow.experiment import COMPRESSORS, Data, Experiment, Loss, Model, Optimisation
+from oodflow.options import AUTO, LossOptions, ModelOptions, TrainingOptions, TunableNumber
 
-__all__ = ["OUTLIER_WEIGHTS", "PAPER_STEPS", "architecture", "build_experiment", "loss_of"]
+__all__ = [
+    "OUTLIER_WEIGHTS",
+    "PAPER_STEPS",
+    "architecture",
+    "build_experiment",
+    "classifier_loss",
+    "loss_of",
+]
 
 PAPER_STEPS = 250 * (50_000 // 64)
 """Updates of a run on CIFAR10; the general set gets as many (S4.1)."""
@@ -103,40 +111,42 @@ OUTLIER_WEIGHTS = {"binary": 6000.0, "margin": 1.0}
 """λ of S4.4, and the plain margin loss of S7.5."""
 
 
-def _preset(given: Mapping[str, Any]) -> Preset:
-    key = (given["model"], given["preset"])
+def _preset(options: ModelOptions) -> Preset:
+    key = (options.model, options.preset)
     if key not in PRESETS:
         raise unknown_name("model and preset", " ".join(key), map(" ".join, PRESETS))
     return PRESETS[key]
 
 
-def _or(value: Any, otherwise: Any) -> Any:
-    return otherwise if value == AUTO else value
+Value = TypeVar("Value", int, float)
 
 
-def _positive(name: str, value: Any) -> Any:
+def _or(value: Value | None, otherwise: Value) -> Value:
+    return otherwise if value is None else value
+
+
+def _positive(name: str, value: Value) -> Value:
     if not 0 < value < math.inf:
         raise UserError(f"{name} is {value}; it must be a number above 0")
     return value
 
 
-def _not_negative(name: str, value: Any) -> Any:
+def _not_negative(name: str, value: Value) -> Value:
     if not 0 <= value < math.inf:
         raise UserError(f"{name} is {value}; it must be 0 or a number above it")
     return value
 
 
-def architecture(given: Mapping[str, Any], channels: int) -> Model:
+def architecture(options: ModelOptions, channels: int) -> Model:
     """The model that the options and their preset describe, for images of so many channels."""
-    preset = _preset(given)
-    name = given["model"]
-    if name in COMPRESSORS:
-        return Model(channels, name, 0, 0)
+    preset = _preset(options)
+    if options.model in COMPRESSORS:
+        return Model(channels, options.model, 0, 0)
     return Model(
         channels=channels,
-        name=name,
-        depth=_positive("depth", _or(given["depth"], preset.depth)),
-        hidden=_positive("hidden", _or(given["hidden"], preset.hidden)),
+        name=options.model,
+        depth=_positive("depth", _or(options.depth, preset.depth)),
+        hidden=_positive("hidden", _or(options.hidden, preset.hidden)),
         mixtures=preset.mixtures,
         dropout=preset.dropout,
         patch=preset.patch,
@@ -144,64 +154,81 @@ def architecture(given: Mapping[str, Any], channels: int) -> Model:
     )
 
 
-def loss_of(given: Mapping[str, Any], general: str) -> Loss:
+def loss_of(options: LossOptions, general: str, supervised: bool = False) -> Loss:
     """The outlier loss that the options describe; ``general`` is the dataset's general set.
 
-    The classifier has the general set as its other class. Supervised training uses T and λ for
-    the wrong classes too, hence without an outlier loss as well (METHOD 5).
+    Supervised training uses T and λ for the wrong classes too, hence without an outlier loss as
+    well (S4.4). A value that is ``tuned`` has to be found before.
     """
-    name = (
-        "classifier" if given.get("model") == "wide-resnet" else given.get("outlier_loss", "none")
-    )
-    supervised = given.get("supervised", False)
-    dataset = ""
-    if name != "none":
-        dataset = _or(given.get("outlier_dataset", AUTO), general)
-        if not dataset:
-            raise UserError(
-                "the dataset has no general set to take outliers from; name one with "
-                "--outlier-dataset"
-            )
-    temperature = weight = 0.0
+    name = options.outlier_loss
+    temperature = weight = margin = 0.0
     if name == "binary" or supervised:
-        temperature = _positive("temperature", given["temperature"])
+        temperature = _positive("temperature", _number("temperature", options.temperature))
         weight = OUTLIER_WEIGHTS["binary"]
     if name == "margin":
         weight = OUTLIER_WEIGHTS[name]
-    if weight:
-        weight = _positive("outlier_weight", _or(given["outlier_weight"], weight))
-    margin = _not_negative("margin", given.get("margin", 0.0)) if name == "margin" else 0.0
-    return Loss(name, dataset, temperature, weight, margin=margin)
+        margin = _not_negative("margin", _number("margin", options.margin))
+    if weight and options.outlier_weight is not None:
+        weight = _number("outlier_weight", options.outlier_weight)
+    if name == "none":
+        return Loss(name, "", temperature, weight and _positive("outlier_weight", weight))
+    dataset = general if options.outlier_dataset == AUTO else options.outlier_dataset
+    return Loss(
+        name,
+        _required(dataset),
+        temperature,
+        _positive("outlier_weight", weight),
+        margin=margin,
+    )
+
+
+def classifier_loss(general: str) -> Loss:
+    """The loss of the binary classifier (S9): the general set is its other class."""
+    return Loss("classifier", _required(general), 0.0, 0.0)
+
+
+def _required(dataset: str) -> str:
+    if not dataset:
+        raise UserError(
+            "the dataset has no general set to take outliers from; name one with --outlier-dataset"
+        )
+    return dataset
+
+
+def _number(name: str, value: TunableNumber) -> float:
+    if isinstance(value, str):
+        raise UserError(f"{name} is {value!r}, which a study has to give; write a number")
+    return value
 
 
 def build_experiment(
-    given: Mapping[str, Any],
+    options: TrainingOptions,
     *,
     dataset: str,
-    digest: str,
     role: str,
     train_size: int,
     model: Model,
     loss: Loss,
     init: str,
-    general: str,
-    seed: int,
 ) -> Experiment:
-    """The experiment behind the options; ``init`` and ``general`` are hashes of experiments."""
-    preset = _preset(given)
-    limit = given["limit"]
+    """The experiment behind the options, for seed 0 and without the identities of images.
+
+    ``init`` is ``scratch``, or anything else for a training that starts from other weights.
+    """
+    preset = _preset(options)
+    limit = options.limit
     if limit < 0:
         raise UserError(f"limit is {limit}; it must be 0 (all images) or a number of images")
-    batch_size = _positive("batch_size", _or(given["batch_size"], preset.batch_size))
+    batch_size = _positive("batch_size", _or(options.batch_size, preset.batch_size))
     one_pass = max(min(train_size, limit or train_size) // batch_size, 1)
-    if AUTO not in (given["steps"], given["epochs"]):
+    if options.steps is not None and options.epochs is not None:
         raise UserError(
-            f"steps is {given['steps']} and epochs is {given['epochs']}; give one of the two"
+            f"steps is {options.steps} and epochs is {options.epochs}; give one of the two"
         )
-    if given["steps"] != AUTO:
-        steps = given["steps"]
-    elif given["epochs"] != AUTO:
-        steps = given["epochs"] * one_pass
+    if options.steps is not None:
+        steps = options.steps
+    elif options.epochs is not None:
+        steps = options.epochs * one_pass
     elif init != "scratch":
         steps = preset.finetune_steps or preset.epochs * one_pass
     else:
@@ -211,13 +238,12 @@ def build_experiment(
     optimisation = Optimisation(
         steps=_positive("steps", steps),
         batch_size=batch_size,
-        lr=_positive("lr", _or(given["lr"], lr)),
-        weight_decay=_not_negative("weight_decay", _or(given["weight_decay"], preset.weight_decay)),
-        warmup=_not_negative("warmup", _or(given["warmup"], preset.warmup)),
+        lr=_positive("lr", _or(options.lr, lr)),
+        weight_decay=_not_negative("weight_decay", _or(options.weight_decay, preset.weight_decay)),
+        warmup=_not_negative("warmup", _or(options.warmup, preset.warmup)),
         report_every=_positive(
-            "report_every", _or(given["report_every"], preset.report_every or one_pass)
+            "report_every", _or(options.report_every, preset.report_every or one_pass)
         ),
-        precision=given["precision"],
+        precision=options.precision,
     )
-    data = Data(dataset, limit, digest)
-    return Experiment(model, data, loss, optimisation, init, general, seed)
+    return Experiment(model, Data(dataset, limit), loss, optimisation, init, general="", seed=0)

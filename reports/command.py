@@ -5,16 +5,14 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from oodflow import console
 from oodflow.errors import UserError
-from oodflow.options import Reporting, pick
+from oodflow.options import ReportOptions
 from oodflow.tracking import runs
 from oodflow.tracking.registry import Registry, read_registry
 from oodflow.tracking.runs import RunInfo
 from oodflow.tracking.store import Store, open_store
-from oodflow.workflow.own_run import claimed_run, ended_on_error
 from reports.claims import check_claims
 from reports.contents import all_tables
 from reports.document import Document, Picture, RunLink, to_markdown_document
@@ -34,19 +32,18 @@ NUMBERS = ("auroc/", "bpd/")
 FORMATS = {"md": to_markdown, "tex": to_latex, "csv": to_csv}
 
 
-def command(given: Mapping[str, Any]) -> None:
+def command(chosen: ReportOptions) -> None:
     """Write the report of everything that is registered, or print what would fill its gaps."""
-    chosen = pick(Reporting, given)
     store = open_store()
     if not chosen.missing:
-        write_report(store, chosen)
+        write_report(store, chosen, runs.project_run())
         return
     registry = read_registry(store)
     for line in missing_commands(all_tables(registry, chosen.published), registry):
         console.say(line)
 
 
-def write_report(store: Store, chosen: Reporting) -> None:
+def write_report(store: Store, chosen: ReportOptions, project_run: str = "") -> RunInfo:
     """The report in a folder and as a run: ``report.html`` and ``report.md``, tables, figures.
 
     ``tables/`` has Markdown, LaTeX and CSV, ``figures/`` PNG and PDF, ``provenance.json`` says for
@@ -58,10 +55,8 @@ def write_report(store: Store, chosen: Reporting) -> None:
     registry = read_registry(store)
     if not any(name.startswith(NUMBERS) for run in registry.training for name in run.metrics):
         raise UserError("no registered run to report; make some: oodflow main")
-    record = runs.start(
-        store, "report", {"kind": "report", "registered": "false"}, claimed=claimed_run()
-    )
-    with ended_on_error(store, record):
+    tags = {"kind": "report", "registered": "false"}
+    with runs.recording(store, "report", tags, project_run=project_run) as record:
         _make_folders(out)
         document = _document(store, registry, chosen, out)
         _write(document, registry, out)
@@ -71,10 +66,10 @@ def write_report(store: Store, chosen: Reporting) -> None:
         for name in ("provenance.json", "report.html"):
             runs.log_text(store, record, (out / name).read_text(), name)
         runs.set_tags(store, record, {}, description=(out / "report.md").read_text())
-    runs.end(store, record, "FINISHED")
     _show(document)
     console.say(f"{len(registry.training)} runs; open {out / 'report.html'}")
     console.say(f"see it: {store.how_to_see(record)}")
+    return runs.get(store, record)
 
 
 def _make_folders(out: Path) -> None:
@@ -89,7 +84,7 @@ def _make_folders(out: Path) -> None:
         raise UserError(f"cannot write to {out}: {error.strerror}; choose another out") from error
 
 
-def _document(store: Store, registry: Registry, chosen: Reporting, out: Path) -> Document:
+def _document(store: Store, registry: Registry, chosen: ReportOptions, out: Path) -> Document:
     """Everything that the report shows; its figures are in ``figures/`` then."""
     notes = [f"{len(registry.training)} registered training runs", *registry.notes]
     if chosen.bootstrap:

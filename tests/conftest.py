@@ -5,6 +5,7 @@ A workspace is a working folder and an MLflow store of its own.
 
 import contextlib
 import io
+import json
 import multiprocessing
 import os
 import re
@@ -19,14 +20,17 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from oodflow.tracking.runs import RunInfo
+    from oodflow.tracking.run_info import RunInfo
+
+# Before torch is imported: tests run side by side, and what they compute is small.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parents[1]
 
@@ -166,12 +170,35 @@ def tiny() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def blank_workspace(tmp_path_factory) -> Workspace:
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """``made_once(name, make)`` is a folder that all processes of a test run share.
+
+    The first of them has it made by ``make(folder)`` while the others wait.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def folder_of(name: str, make: Callable[[Path], None]) -> Path:
+        from oodflow.files import exclusively
+
+        folder, done = shared / name, shared / f"{name}.done"
+        with exclusively(shared / f"{name}.lock"):
+            if not done.exists():
+                # What an attempt that failed has left.
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def blank_workspace(made_once) -> Workspace:
     """A store without runs, to be cloned; the data folder is filled by who needs a dataset."""
-    folder = tmp_path_factory.mktemp("blank")
-    workspace = Workspace(folder, tmp_path_factory.mktemp("data"))
-    workspace.store()
-    return workspace
+    data = made_once("data", lambda folder: None)
+    return Workspace(made_once("blank", lambda folder: Workspace(folder, data).store()), data)
 
 
 @pytest.fixture
@@ -181,12 +208,18 @@ def blank(blank_workspace, tmp_path) -> Workspace:
 
 
 @pytest.fixture(scope="session")
-def quickstart(blank_workspace, tmp_path_factory) -> Iterator[tuple[Workspace, Outcome]]:
+def quickstart(blank_workspace, made_once) -> tuple[Workspace, Outcome]:
     """A workspace after a tiny ``oodflow main`` for two seeds, not to be changed; its outcome."""
-    workspace = blank_workspace.clone(tmp_path_factory.mktemp("quickstart") / "workspace")
-    outcome = workspace.oodflow("main", "--seeds", "1,2", *TINY)
-    assert outcome.code == 0, outcome.err
-    yield workspace, outcome
+
+    def make(folder: Path) -> None:
+        workspace = blank_workspace.clone(folder / "workspace")
+        outcome = workspace.oodflow("main", "--seeds", "1,2", "--workers", "1", *TINY)
+        assert outcome.code == 0, outcome.err
+        (folder / "outcome.json").write_text(json.dumps(asdict(outcome)))
+
+    folder = made_once("quickstart", make)
+    outcome = Outcome(**json.loads((folder / "outcome.json").read_text()))
+    return Workspace(folder / "workspace", blank_workspace.data), outcome
 
 
 @pytest.fixture
@@ -203,6 +236,7 @@ IMPORTED = (
     "oodflow.plans.quickstart",
     "oodflow.plans.reproduce",
     "torch._dynamo",
+    "tuning.command",
 )
 """What commands import late, and what takes seconds."""
 
@@ -242,11 +276,15 @@ class Forked:
 
     @property
     def out(self) -> str:
-        return (self.workspace.folder / "out.txt").read_text()
+        return self._printed("out")
 
     @property
     def err(self) -> str:
-        return (self.workspace.folder / "err.txt").read_text()
+        return self._printed("err")
+
+    def _printed(self, name: str) -> str:
+        file = self.workspace.folder / f"{name}-{self.process.pid}"
+        return file.read_text() if file.exists() else ""
 
 
 @pytest.fixture(scope="session")

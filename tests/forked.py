@@ -10,11 +10,11 @@ from pathlib import Path
 
 
 def run(words, folder, environment, constants) -> None:
-    """Run the command in its folder; what it prints goes to ``out.txt`` and ``err.txt`` there."""
+    """Run the command in its folder; what it prints goes to ``out-PID`` and ``err-PID`` there."""
     os.chdir(folder)
     os.environ.update(environment)
-    for number, name in ((1, "out.txt"), (2, "err.txt")):
-        file = os.open(Path(folder, name), os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    for number, name in ((1, "out"), (2, "err")):
+        file = os.open(Path(folder, f"{name}-{os.getpid()}"), os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(file, number)
     for (module, constant), value in constants.items():
         setattr(import_module(module), constant, value)

@@ -15,7 +15,8 @@ PACKAGES = ("oodflow", "tuning", "reports")
 FLOORS = (
     {"errors", "files"},
     {"experiment", "commands"},
-    {"options", "presets", "console"},
+    {"options", "console"},
+    {"presets"},
     {"data", "models"},
     {"training", "evaluation", "foreign"},
     {"tracking"},

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -10,10 +11,13 @@ from pathlib import Path
 import click
 import pytest
 import yaml
+from mlflow.projects._project_spec import load_project
 
 from oodflow import console, mlproject
 from oodflow.cli import cli, guarded
+from oodflow.commands import COMMANDS, resolve
 from oodflow.errors import UserError
+from oodflow.options import ENTRY_POINTS, FinetuneOptions, Option, options_of
 
 ROOT = Path(__file__).parents[1]
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
@@ -22,12 +26,26 @@ CONTRACT = ["main", "train", "finetune", "evaluate", "report"]
 HEAVY = ["torch", "mlflow", "pandas", "sklearn", "rich", "numpy", "matplotlib"]
 
 
-def options_of(name: str) -> dict[str, click.Option]:
+def shown_options(name: str) -> dict[str, click.Option]:
+    """The options of a command as click has them, by name."""
     return {each.name: each for each in cli.commands[name].params}
 
 
 def parsed(name: str, words: list[str]) -> dict[str, object]:
     return cli.commands[name].make_context(name, list(words)).params
+
+
+def another(option: Option) -> tuple[str, object]:
+    """A value that is not the option's default, as a word and as it is in Python."""
+    if option.choices:
+        value: object = next(each for each in option.choices if each not in (option.default, None))
+    elif option.kind is bool:
+        value = not option.default
+    elif option.kind is tuple:
+        return "7,5", (7, 5)
+    else:
+        value = {int: 17, float: 0.125, str: "some word"}[option.kind]
+    return str(value), value
 
 
 def test_the_checked_in_mlproject_is_what_the_options_render():
@@ -40,17 +58,21 @@ def test_the_entry_points_of_the_contract_are_in_both(name):
     assert name in cli.commands
 
 
-@pytest.mark.parametrize("name", ENTRIES)
-def test_mlproject_and_command_line_have_the_same_options(name):
-    assert set(ENTRIES[name]["parameters"]) == set(options_of(name))
+def test_mlproject_has_every_command_that_makes_runs_and_what_people_set_most_of_each():
+    assert set(ENTRIES) == {name for name, entry in ENTRY_POINTS.items() if entry.project}
+    for name, entry in ENTRIES.items():
+        assert tuple(entry["parameters"]) == ENTRY_POINTS[name].project
+        assert set(entry["parameters"]) <= set(shown_options(name))
 
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_mlproject_and_command_line_have_the_same_defaults(name):
     context = click.Context(cli.commands[name])
-    for key, option in options_of(name).items():
-        text = ENTRIES[name]["parameters"][key]["default"]
-        assert option.type_cast_value(context, text) == option.get_default(context), key
+    for key, facts in ENTRIES[name]["parameters"].items():
+        option = shown_options(name)[key]
+        assert isinstance(facts["default"], str | float), key
+        given = option.type_cast_value(context, str(facts["default"]))
+        assert given == option.get_default(context), key
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -69,11 +91,74 @@ def test_a_bare_mlflow_run_means_what_the_bare_command_means(name):
     assert parsed(name, words[4:]) == parsed(name, [])
 
 
-def test_every_option_has_a_default_and_a_help_text():
-    for name in ENTRIES:
-        for key, option in options_of(name).items():
-            assert option.get_default(click.Context(cli.commands[name])) is not None, key
-            assert option.help, key
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_the_bare_command_means_the_defaults_in_python(name):
+    kind = ENTRY_POINTS[name].options
+    assert kind(**parsed(name, [])) == kind()
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_every_option_is_understood_as_people_and_as_mlflow_write_it(name):
+    """MLflow puts what MLproject does not declare behind the command, with its underscores."""
+    for option in options_of(ENTRY_POINTS[name].options):
+        word, value = another(option)
+        for written in (option.name, option.name.replace("_", "-")):
+            found = parsed(name, [f"--{written}", word])
+            assert found == {**parsed(name, []), option.name: value}, written
+            assert type(found[option.name]) is type(value), written
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_mlflow_passes_on_what_mlproject_does_not_declare(name):
+    entry = load_project(str(ROOT)).get_entry_point(name)
+    options = list(options_of(ENTRY_POINTS[name].options))
+    given = {option.name: another(option) for option in options}
+    command = entry.compute_command({key: word for key, (word, _) in given.items()}, None)
+    expected = {key: value for key, (_, value) in given.items()}
+    assert parsed(name, shlex.split(command)[4:]) == expected
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_every_option_has_a_default_and_a_help_text(name):
+    """A default that is not a value is the word ``auto``, which means the same."""
+    own = {each.name: each for each in options_of(ENTRY_POINTS[name].options)}
+    assert set(own) == set(shown_options(name))
+    for key, option in shown_options(name).items():
+        default = option.get_default(click.Context(cli.commands[name]))
+        assert default == own[key].default
+        assert option.help, key
+        if default is None:
+            assert parsed(name, [f"--{key}", "auto"])[key] is None
+
+
+def test_tuned_is_a_word_of_the_numbers_that_a_study_searches():
+    words = {each.name: each.words for each in options_of(FinetuneOptions)}
+    tunable = {key for key, known in words.items() if "tuned" in known}
+    assert tunable == {"temperature", "outlier_weight", "margin"}
+    for key in tunable:
+        assert parsed("finetune", [f"--{key}", "tuned"])[key] == "tuned"
+    with pytest.raises(click.UsageError, match="tuned"):
+        parsed("finetune", ["--lr", "tuned"])
+
+
+def test_a_flag_needs_no_value_and_takes_one():
+    written = ([], ["--resume"], ["--resume", "true"], ["--resume", "false"], ["--resume=0"])
+    found = [parsed("train", words)["resume"] for words in written]
+    assert found == [False, True, True, False, False]
+    assert parsed("train", ["--resume", "--steps", "3"])["steps"] == 3
+
+
+def test_every_command_has_a_function_that_is_found_by_its_name():
+    def leaves(command, words):
+        if not isinstance(command, click.Group):
+            return {" ".join(words)}
+        return set().union(*(leaves(each, [*words, n]) for n, each in command.commands.items()))
+
+    # The plans write a report with this one.
+    assert leaves(cli, []) | {"write report"} == set(COMMANDS)
+    assert all(callable(resolve(name)) for name in COMMANDS)
+    with pytest.raises(UserError, match="unknown command 'trian'; available: main, train"):
+        resolve("trian")
 
 
 def test_mlproject_names_an_environment_that_is_there():
@@ -127,11 +212,25 @@ def test_help_shows_examples_that_are_valid_commands(helps, name):
 
 
 def test_help_names_every_option_with_its_default(helps):
-    for name in CONTRACT:
-        text = " ".join(helps["pages"][name][1].split())
-        for key, option in options_of(name).items():
-            assert f"--{key.replace('_', '-')} " in text
-            assert f"[default: {option.default}]" in text
+    for name, entry in ENTRY_POINTS.items():
+        text = " ".join(helps["pages"][name][1].partition("Examples:")[0].split())
+        # Each option from its name on, up to the next one.
+        parts = {part.split()[0]: part for part in text.split(" --")[1:]}
+        for option in options_of(entry.options):
+            shown = parts[option.name.replace("_", "-")]
+            default = "(auto)" if option.default is None else option.default
+            assert f"[default: {default}]" in shown
+            # A line may be broken behind a hyphen.
+            assert "".join(option.help.split()) in "".join(shown.split())
+
+
+def test_help_shows_one_spelling_of_an_option(helps):
+    for name in ENTRY_POINTS:
+        assert not re.search(r"--\w+_", helps["pages"][name][1]), name
+    # Showing it takes none of them away.
+    with pytest.raises(click.exceptions.Exit):
+        parsed("train", ["--help"])
+    assert parsed("train", ["--batch_size", "3"]) == parsed("train", ["--batch-size", "3"])
 
 
 def test_help_takes_less_than_half_a_second():

@@ -22,7 +22,18 @@ from oodflow.experiment import (
     to_dict,
 )
 from oodflow.models.build import build_model
-from oodflow.options import ENTRY_POINTS, seed_list
+from oodflow.options import (
+    ENTRY_POINTS,
+    BenchOptions,
+    EvaluateOptions,
+    FinetuneOptions,
+    ReproduceOptions,
+    TrainOptions,
+    TuneOptions,
+    carried,
+    options_of,
+    seed_list,
+)
 from oodflow.presets import architecture, build_experiment, loss_of
 
 EXPERIMENT = Experiment(
@@ -67,6 +78,11 @@ VARIANTS = {
 def test_every_single_field_changes_the_hash():
     hashes = [spec_hash(EXPERIMENT), *map(spec_hash, VARIANTS.values())]
     assert len(set(hashes)) == len(hashes)
+
+
+def test_runs_that_are_in_stores_keep_their_hash():
+    """By it their trainings are found again: another one would train everything anew."""
+    assert spec_hash(EXPERIMENT) == "fd819e7f455ea0a9"
 
 
 def test_a_learning_rate_that_differs_in_its_last_digit_is_another_experiment():
@@ -142,7 +158,7 @@ def test_each_leaf_is_logged_under_one_dotted_name_of_its_own():
 
 
 def test_no_logged_name_is_one_that_mlflow_run_logs():
-    given = {each.name for entry in ENTRY_POINTS.values() for each in entry.options()}
+    given = {each.name for entry in ENTRY_POINTS.values() for each in options_of(entry.options)}
     assert not given & set(parameters(EXPERIMENT))
 
 
@@ -157,28 +173,20 @@ def test_every_field_is_told_apart_by_the_logged_parameters():
 # Presets
 
 
-def options(entry="train", **given):
-    """The options of an entry point as the command line hands them on."""
-    return {each.name: each.default for each in ENTRY_POINTS[entry].options()} | given
-
-
 def experiment_of(given, dataset="cifar10", role="in_distribution", train_size=50_000, **changes):
     facts = {
         "dataset": dataset,
-        "digest": "0123456789abcdef",
         "role": role,
         "train_size": train_size,
         "model": architecture(given, 3),
-        "loss": loss_of({}, ""),
+        "loss": Loss("none", "", 0.0, 0.0),
         "init": "scratch",
-        "general": "",
-        "seed": 1,
     }
     return build_experiment(given, **(facts | changes))
 
 
 def test_the_paper_preset_has_the_published_settings():
-    experiment = experiment_of(options(preset="paper"))
+    experiment = experiment_of(TrainOptions(preset="paper"))
     assert experiment.model == Model(channels=3, name="glow", depth=32, hidden=512)
     assert experiment.optimisation.batch_size == 64
     assert experiment.optimisation.lr == 5e-4
@@ -187,32 +195,32 @@ def test_the_paper_preset_has_the_published_settings():
 
 
 def test_the_paper_preset_of_tarflow_has_the_published_settings():
-    experiment = experiment_of(options(preset="paper", model="tarflow"))
+    experiment = experiment_of(TrainOptions(preset="paper", model="tarflow"))
     expected = Model(channels=3, name="tarflow", depth=8, hidden=768, patch=2, layers=8)
     assert experiment.model == expected
     # An epoch of 195 batches, of which the first warms up.
     expected = Optimisation(100 * 195, 256, 1e-4, 1e-4, 195, 195, "fp32")
     assert experiment.optimisation == expected
     tiny = {"dataset": "tiny", "role": "general", "train_size": 79_302_017}
-    general = experiment_of(options(preset="paper", model="tarflow"), **tiny)
+    general = experiment_of(TrainOptions(preset="paper", model="tarflow"), **tiny)
     assert general.optimisation.steps == 100 * 195 and general.optimisation.warmup == 195
 
 
 def test_tarflow_has_no_supervised_form():
-    model = architecture(options(model="tarflow"), 3)
+    model = architecture(TrainOptions(model="tarflow"), 3)
     with pytest.raises(UserError, match="tarflow has no class-conditional form"):
         build_model(dataclasses.replace(model, classes=10))
 
 
 def test_the_paper_preset_trains_the_general_model_for_as_many_updates():
-    paper = options(preset="paper")
+    paper = TrainOptions(preset="paper")
     own = experiment_of(paper)
     general = experiment_of(paper, dataset="tiny", role="general", train_size=79_302_017)
     assert general.optimisation.steps == own.optimisation.steps
 
 
 def test_the_paper_preset_finetunes_for_250_epochs():
-    tuned = experiment_of(options(preset="paper"), init="0123456789abcdef")
+    tuned = experiment_of(FinetuneOptions(preset="paper"), init="0123456789abcdef")
     assert tuned.optimisation.steps == 250 * (50_000 // 64)
 
 
@@ -220,7 +228,7 @@ def test_the_paper_preset_finetunes_for_250_epochs():
     ("limit", "steps"), [(0, 2 * (100 // 16)), (40, 2 * (40 // 16)), (400, 2 * (100 // 16))]
 )
 def test_epochs_are_whole_passes_over_the_images_in_use(limit, steps):
-    given = options(epochs=2, batch_size=16, limit=limit)
+    given = TrainOptions(epochs=2, batch_size=16, limit=limit)
     assert experiment_of(given, train_size=100).optimisation.steps == steps
 
 
@@ -235,7 +243,7 @@ def test_what_is_given_wins_over_the_preset(preset):
         "report_every": 2,
         "precision": "bf16",
     }
-    experiment = experiment_of(options(preset=preset, depth=2, hidden=5, **given))
+    experiment = experiment_of(TrainOptions(preset=preset, depth=2, hidden=5, **given))
     assert dataclasses.asdict(experiment.optimisation) == given
     assert (experiment.model.depth, experiment.model.hidden) == (2, 5)
 
@@ -263,33 +271,67 @@ def test_what_is_given_wins_over_the_preset(preset):
 def test_a_number_that_makes_no_training_is_refused_by_name(option, value):
     expected = "steps" if option == "epochs" else option
     with pytest.raises(UserError, match=expected):
-        experiment_of(options(**{option: value}))
+        experiment_of(TrainOptions(**{option: value}))
 
 
 @pytest.mark.parametrize("option", ["temperature", "outlier_weight"])
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
 def test_a_number_that_makes_no_outlier_loss_is_refused_by_name(option, value):
     with pytest.raises(UserError, match=option):
-        loss_of(options("finetune", outlier_loss="binary", **{option: value}), "sketch-general")
+        loss_of(FinetuneOptions(outlier_loss="binary", **{option: value}), "sketch-general")
 
 
 def test_the_binary_loss_has_the_published_temperature_and_weight():
-    loss = loss_of(options("finetune", outlier_loss="binary"), "sketch-general")
+    loss = loss_of(FinetuneOptions(outlier_loss="binary"), "sketch-general")
     assert loss == Loss("binary", "sketch-general", temperature=1000.0, outlier_weight=6000.0)
 
 
 def test_options_that_the_loss_ignores_do_not_make_another_experiment():
-    plain = loss_of(options("finetune"), "sketch-general")
+    plain = loss_of(FinetuneOptions(), "sketch-general")
     given = {"outlier_dataset": "sketch-digits", "temperature": 7.0, "outlier_weight": 3.0}
-    assert loss_of(options("finetune", **given), "sketch-general") == plain
-    margin = loss_of(options("finetune", outlier_loss="margin"), "sketch-general")
-    hotter = options("finetune", outlier_loss="margin", temperature=7.0)
+    assert loss_of(FinetuneOptions(**given), "sketch-general") == plain
+    margin = loss_of(FinetuneOptions(outlier_loss="margin"), "sketch-general")
+    hotter = FinetuneOptions(outlier_loss="margin", temperature=7.0)
     assert loss_of(hotter, "sketch-general") == margin
 
 
 def test_an_outlier_loss_without_a_known_general_set_asks_for_the_outliers():
     with pytest.raises(UserError, match="--outlier-dataset"):
-        loss_of(options("finetune", outlier_loss="binary"), "")
+        loss_of(FinetuneOptions(outlier_loss="binary"), "")
+
+
+@pytest.mark.parametrize("option", ["temperature", "outlier_weight", "margin"])
+def test_a_number_that_a_study_has_to_give_is_asked_for(option):
+    loss = "margin" if option == "margin" else "binary"
+    with pytest.raises(UserError, match=f"{option} is 'tuned'"):
+        loss_of(FinetuneOptions(outlier_loss=loss, **{option: "tuned"}), "sketch-general")
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "value"),
+    [
+        (TrainOptions, "model", "glw"),
+        (TrainOptions, "preset", "huge"),
+        (TrainOptions, "precision", "fp8"),
+        (FinetuneOptions, "outlier_loss", "hinge"),
+        (TuneOptions, "outlier_loss", "none"),
+        (EvaluateOptions, "inlier_fold", "valid"),
+        (ReproduceOptions, "engine", "slurm"),
+        (ReproduceOptions, "preset", "huge"),
+        (BenchOptions, "compare", "eagerly"),
+    ],
+)
+def test_a_word_that_is_no_choice_is_refused_in_python_too(kind, option, value):
+    with pytest.raises(UserError, match=f"unknown {option} '{value}'; available: "):
+        kind(**{option: value})
+
+
+def test_options_that_another_command_shares_are_carried_over_and_own_ones_win():
+    source = FinetuneOptions(steps=5, temperature=7.0, seeds=(3,), device="cpu", dataset="svhn")
+    assert carried(TrainOptions, source, dataset="mnist", depth=2) == TrainOptions(
+        steps=5, seeds=(3,), device="cpu", dataset="mnist", depth=2
+    )
+    assert carried(FinetuneOptions, TrainOptions()) == FinetuneOptions()
 
 
 @pytest.mark.parametrize("text", ["x", "", "1,,2", "1.5", "1;2", "99999999999999999999"])

@@ -8,10 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from oodflow.errors import UserError, unknown_name
-from oodflow.foreign import ml_tarflow
+from oodflow.foreign import glow_pytorch, ml_tarflow, pixelcnn_pp
 from oodflow.foreign.authors import glow_from_authors
 from oodflow.foreign.pickles import read_torch_file, state_dict_of
-from oodflow.models import conditional, pixelcnn
 from oodflow.models.class_conditional import ClassConditionalGlow
 from oodflow.models.conditional import ConditionalGlow
 from oodflow.models.glow import Glow
@@ -39,8 +38,8 @@ def _authors(path: Path) -> Read:
 def _glow_pytorch(path: Path) -> Read:
     public = state_dict_of(read_torch_file(path))
     with _shapes_of("Glow-PyTorch"):
-        state = conditional.convert_public_state(public)
-        channels, depth, hidden = conditional.infer_public_shape(public)
+        state = glow_pytorch.convert_public_state(public)
+        channels, depth, hidden = glow_pytorch.infer_public_shape(public)
     fields = {"name": "glow-conditional", "channels": channels, "depth": depth, "hidden": hidden}
     return _loaded(ConditionalGlow(channels, depth, hidden), state), fields
 
@@ -48,8 +47,8 @@ def _glow_pytorch(path: Path) -> Read:
 def _pixelcnn_pp(path: Path) -> Read:
     public = state_dict_of(read_torch_file(path))
     with _shapes_of("PixelCNN++"):
-        state = pixelcnn.convert_public_state(public)
-        shape = pixelcnn.infer_public_shape(public)
+        state = pixelcnn_pp.convert_public_state(public)
+        shape = pixelcnn_pp.infer_public_shape(public)
     fields = {
         "name": "pixelcnn",
         "channels": shape["channels"],

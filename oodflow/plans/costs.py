@@ -14,7 +14,7 @@ import torch
 from oodflow.bench.timed_training import noise_batches
 from oodflow.experiment import Experiment, parameters
 from oodflow.plans.task_runs import TIMED_ON
-from oodflow.plans.tasks import TRAINING, Task, outline
+from oodflow.plans.tasks import TRAINING, Task, outlined
 from oodflow.tracking import runs
 from oodflow.tracking.store import Store
 from oodflow.training.loop import Trainer, new_model
@@ -54,7 +54,7 @@ def kind_of(task: Task) -> Kind:
     """Which tasks cost the same, per update or as a whole."""
     if task.entry_point not in TRAINING:
         return (task.entry_point,)
-    return _decisive(parameters(outline(task)))
+    return _decisive(parameters(outlined(task)))
 
 
 def _decisive(values: Mapping[str, str]) -> Kind:
@@ -63,7 +63,7 @@ def _decisive(values: Mapping[str, str]) -> Kind:
 
 def units(task: Task) -> int:
     """Updates of a training, and 1 for any other task."""
-    return outline(task).optimisation.steps if task.entry_point in TRAINING else 1
+    return outlined(task).optimisation.steps if task.entry_point in TRAINING else 1
 
 
 def cost(tasks: Iterable[Task], known: Mapping[Kind, float]) -> tuple[float, int]:
@@ -96,7 +96,7 @@ def measure(task: Task, device: torch.device) -> float:
     Where an update of a few images is so slow that one of a whole batch would take more than
     :data:`SECONDS`, it stands for the batch in proportion.
     """
-    experiment = outline(task)
+    experiment = outlined(task)
     size = experiment.optimisation.batch_size
     few = min(size, FEW)
     projected = _seconds_an_update(experiment, few, 1, device) * size / few

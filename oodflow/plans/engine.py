@@ -1,8 +1,9 @@
 """Carries out tasks, each after those it needs: finds what is there, does the rest, goes on.
 
-Who does a task are :class:`Workers`: this process, one task after the other, or processes anywhere
-(:mod:`oodflow.plans.ray_engine`). Any number of callers may carry out plans at the same time on
-one store: a task that another one has in hand is put off until that is over.
+Tasks are done by :class:`Workers`: this process, one task after the other, processes beside it
+(:mod:`oodflow.plans.local_workers`) or on a cluster (:mod:`oodflow.plans.ray_engine`). Any number
+of callers may carry out plans at the same time on one store: a task that another process works on
+is put off until that is over.
 """
 
 import time
@@ -10,11 +11,11 @@ import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from oodflow import console
 from oodflow.console import duration
-from oodflow.errors import UserError
+from oodflow.errors import ResourceError, UserError
 from oodflow.plans.costs import cost, kind_of, known_costs, units
 from oodflow.plans.task_runs import (
     EACH_TIME,
@@ -27,8 +28,11 @@ from oodflow.plans.task_runs import (
     locate,
     run_task,
 )
-from oodflow.plans.tasks import SUBJECT, Task, with_runs
+from oodflow.plans.tasks import SUBJECT, TRAINING, Task, with_runs
+from oodflow.tracking import runs
 from oodflow.tracking.leases import PAUSE, LeaseTaken, Sighting, leased, observe
+from oodflow.tracking.store import Store
+from oodflow.workflow.seeds import group_seeds
 from oodflow.workflow.session import Session, computing
 
 __all__ = [
@@ -46,8 +50,8 @@ __all__ = [
 
 WAITING, ABSENT, FAILED = "waiting", "absent", "failed"
 
-CLAIMED = "claimed"
-"""State of a task that somebody else has in hand: it is tried again, no plan ends with it."""
+LEASED = "leased"
+"""State of a task that another process works on: it is tried again, no plan ends with it."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +60,18 @@ class Outcome:
 
     task: Task
     state: str
-    """there, interrupted, missing, each time, waiting, absent, failed or claimed."""
+    """there, interrupted, missing, each time, waiting, absent, failed or leased."""
     run_id: str = ""
-    """Of a claimed task that of the claim."""
+    """Of a leased task that of the lease."""
     reason: str = ""
     """One line that says why it is waiting, absent or failed, or missing and bound to fail.
 
-    Of a claimed task it says who has it, and of one that is there that somebody else has done it.
+    Of a leased task it says who works on it, and of one that is there that another process did it.
     """
     details: str = ""
     """The traceback of a failure that is not the user's."""
+    mendable: bool = False
+    """Whether a failure is for the user to mend: the input was wrong."""
 
 
 class Workers(Protocol):
@@ -115,7 +121,8 @@ def attempt(session: Session, task: Task, outcomes: Mapping[str, Outcome]) -> Ou
     try:
         return _done(session, task, outcomes)
     except UserError as error:
-        return Outcome(task, FAILED, reason=_one_line(error))
+        mendable = not isinstance(error, ResourceError)
+        return Outcome(task, FAILED, reason=_one_line(error), mendable=mendable)
     except Exception as error:
         reason = f"{type(error).__name__}: {_one_line(error)}"
         return Outcome(task, FAILED, reason=reason, details=traceback.format_exc())
@@ -126,22 +133,20 @@ class _ThisProcess:
     """Does one task at a time, while it is begun."""
 
     session: Session
-    keep_going: bool
     size: int = 1
     _done: list[Outcome] = field(default_factory=list)
 
     def begin(self, task: Task, outcomes: Mapping[str, Outcome]) -> None:
-        do = attempt if self.keep_going else _done
-        self._done.append(do(self.session, task, outcomes))
+        self._done.append(attempt(self.session, task, outcomes))
 
     def over(self) -> list[Outcome]:
         return [self._done.pop()]
 
 
 @contextmanager
-def in_this_process(session: Session, *, keep_going: bool = True) -> Iterator[Workers]:
-    """This process as the only worker; without ``keep_going`` a failure is raised."""
-    yield _ThisProcess(session, keep_going)
+def in_this_process(session: Session) -> Iterator[Workers]:
+    """This process as the only worker."""
+    yield _ThisProcess(session)
 
 
 def carry_out(
@@ -149,11 +154,15 @@ def carry_out(
     tasks: Sequence[Task],
     workers: Workers,
     wanted: Collection[str] | None = None,
+    *,
+    keep_going: bool = True,
 ) -> dict[str, Outcome]:
     """Do the tasks that are not there yet, in their order; what has become of each, by its name.
 
     Of all tasks only the ``wanted`` ones are done, by their names. The failure of a task keeps
-    those from being done that build on it.
+    those from being done that build on it; without ``keep_going`` it is raised. In the end the
+    trainings of a setting that differ in their seed alone are nested in a run with their mean and
+    deviation.
     """
     outcomes = survey(session, tasks)
     known = known_costs(session.store, device_name(session.device))
@@ -189,13 +198,15 @@ def carry_out(
         for outcome in workers.over() if started else ():
             name, task = outcome.task.name, outcome.task
             seconds = time.monotonic() - started.pop(name)
-            if outcome.state == CLAIMED:
-                console.say(f"{name}: in the hands of {outcome.reason}; comes later")
+            if outcome.state == LEASED:
+                console.say(f"{name}: {outcome.reason} works on it; comes later")
                 rivals[name] = Sighting(outcome.run_id)
                 continue
             outcomes[name] = outcome
             del left[name]
             if outcome.state == FAILED:
+                if not keep_going:
+                    _raise(outcome)
                 console.error(f"{name}: {outcome.reason}")
             elif outcome.reason:
                 console.say(f"{name}: {outcome.reason}")
@@ -204,7 +215,28 @@ def carry_out(
                 if task.entry_point != "report":
                     console.say(f"{name}: done in {duration(seconds)}")
                 known[kind_of(task)] = seconds / units(task)
+    _group_seeds(session.store, tasks, outcomes)
     return outcomes
+
+
+def _group_seeds(store: Store, tasks: Iterable[Task], outcomes: Mapping[str, Outcome]) -> None:
+    """For each setting with several seeds a parent run with their mean and deviation."""
+    settings: dict[tuple[str, ...], list[str]] = {}
+    for task in tasks:
+        outcome = outcomes[task.name]
+        if task.entry_point in TRAINING and outcome.state == THERE:
+            setting = (task.step, *(f"{name}={value}" for name, value in task.each.items()))
+            settings.setdefault(setting, []).append(outcome.run_id)
+    for run_ids in settings.values():
+        if len(run_ids) > 1:
+            group_seeds(store, [runs.get(store, run_id) for run_id in run_ids])
+
+
+def _raise(failed: Outcome) -> NoReturn:
+    """The error behind a failed task."""
+    if failed.details:
+        raise RuntimeError(f"{failed.task.name} failed\n{failed.details}")
+    raise (UserError if failed.mendable else ResourceError)(failed.reason)
 
 
 def _may_begin(task: Task, left: Mapping[str, Task], started: Collection[str]) -> bool:
@@ -223,7 +255,7 @@ def _done(session: Session, task: Task, outcomes: Mapping[str, Outcome]) -> Outc
                 return Outcome(task, THERE, found.run_id, "made by another process meanwhile")
             return Outcome(task, THERE, run_task(session, own))
     except LeaseTaken as rival:
-        return Outcome(task, CLAIMED, rival.lease, str(rival))
+        return Outcome(task, LEASED, rival.lease, str(rival))
 
 
 def _session_of(session: Session, task: Task) -> Session:
@@ -231,9 +263,9 @@ def _session_of(session: Session, task: Task) -> Session:
 
     The run that ``mlflow run`` has made becomes that of the report and of nothing else.
     """
-    claimed = session.claimed if task.entry_point == "report" else ""
+    project_run = session.project_run if task.entry_point == "report" else ""
     how = computing(task.options)
-    return Session(session.store, session.data_dir, session.device, claimed, *how)
+    return Session(session.store, session.data_dir, session.device, project_run, *how)
 
 
 def _run_ids(task: Task, outcomes: Mapping[str, Outcome]) -> dict[str, str]:

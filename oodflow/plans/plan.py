@@ -36,8 +36,7 @@ import yaml
 
 from oodflow.data.catalog import lookup
 from oodflow.errors import UserError, unknown_name
-from oodflow.experiment import AUTO, Option
-from oodflow.options import ENTRY_POINTS
+from oodflow.options import AUTO, ENTRY_POINTS, Option, options_of
 
 __all__ = ["RUN_OPTIONS", "RunPlan", "Step", "built_in", "options_in_plans", "read_plan"]
 
@@ -105,7 +104,7 @@ def built_in() -> dict[str, str]:
 
 def options_in_plans(entry_point: str) -> dict[str, Option]:
     """The options that a step of this entry point may set, by name."""
-    known = {each.name: each for each in ENTRY_POINTS[entry_point].options()}
+    known = {each.name: each for each in options_of(ENTRY_POINTS[entry_point].options)}
     return {name: each for name, each in known.items() if name not in DECIDED}
 
 
@@ -243,18 +242,17 @@ def _value(where: str, option: Option, value: Any, values: Mapping[str, Any]) ->
             raise UserError(f"{where}: {unknown_name('value', value, [f'${v}' for v in values])}")
         _value(where, option, values[value[1:]], {})
         return value
-    words = (AUTO,) * (option.default == AUTO) + option.words
-    if value in words and isinstance(value, str):
-        return value
+    if value in option.words and isinstance(value, str):
+        return None if value == AUTO else value
     # YAML writes the number 6000 and the hash of an experiment knows 6000.0.
     if option.kind is float and type(value) is int:
         value = float(value)
     if type(value) is not option.kind:
-        wanted = ", ".join((KINDS[option.kind], *words))
+        wanted = ", ".join((KINDS[option.kind], *option.words))
         raise UserError(f"{where}: {option.name} is {value!r}; it takes {wanted}")
     try:
         if option.choices and value not in option.choices:
-            raise unknown_name(option.name, str(value), option.choices)
+            raise unknown_name(option.name, str(value), filter(None, option.choices))
         if option.name in DATASETS and value != AUTO:
             for name in str(value).split(","):
                 lookup(name.strip())

@@ -5,37 +5,42 @@ experiment's hash, so that a second call only rebuilds the report and an interru
 where it was.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict
 
 from oodflow.data.catalog import lookup
 from oodflow.errors import UserError
-from oodflow.experiment import AUTO
-from oodflow.options import seed_list
-from oodflow.plans.engine import carry_out, in_this_process
+from oodflow.options import AUTO, QuickstartOptions
+from oodflow.plans.engine import Outcome, carry_out
+from oodflow.plans.local_workers import on_this_machine
 from oodflow.plans.plan import read_plan
 from oodflow.plans.tasks import expand
-from oodflow.workflow.session import open_session
-from oodflow.workflow.train import first_present
+from oodflow.plans.worker import Place
+from oodflow.workflow.planning import first_present
+from oodflow.workflow.session import Session, open_session
 
-__all__ = ["command"]
+__all__ = ["command", "quickstart"]
 
 
-def command(given: Mapping[str, Any]) -> None:
+def command(options: QuickstartOptions) -> None:
     """General model, in-distribution models without and with outlier loss, Diff†, report."""
-    session, plan = open_session(given), read_plan("quickstart")
-    dataset = lookup(plan.values["dataset"] if given["dataset"] == AUTO else given["dataset"]).name
+    quickstart(open_session(options), options)
+
+
+def quickstart(session: Session, options: QuickstartOptions) -> dict[str, Outcome]:
+    """Carry out the plan ``quickstart``; what has become of each task, by its name."""
+    plan = read_plan("quickstart")
+    dataset = lookup(plan.values["dataset"] if options.dataset == AUTO else options.dataset).name
     general = first_present(session, lookup(dataset).generals)
     if not general:
         raise UserError(f"{dataset} has no general set that is there; use train and finetune")
     # Absent data are noticed before anything is trained.
     session.described(dataset)
-    laid_over = {name: value for name, value in given.items() if name not in ("dataset", "seeds")}
+    laid_over = {k: v for k, v in asdict(options).items() if k not in ("dataset", "seeds")}
     tasks = expand(
         plan,
-        seeds=() if given["seeds"] == AUTO else seed_list(given["seeds"]),
+        seeds=options.seeds or (),
         values={"dataset": dataset, "general": general},
         overrides=laid_over,
     )
-    with in_this_process(session, keep_going=False) as workers:
-        carry_out(session, tasks, workers)
+    with on_this_machine(session, Place.of(options), tasks, options.workers) as workers:
+        return carry_out(session, tasks, workers, keep_going=False)

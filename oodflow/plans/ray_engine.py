@@ -18,16 +18,15 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from oodflow import console
 from oodflow.errors import UserError
-from oodflow.experiment import AUTO
-from oodflow.options import Reproduction
+from oodflow.options import AUTO, ReproduceOptions
 from oodflow.plans.engine import FAILED, Outcome, Workers, attempt
 from oodflow.plans.tasks import Task
-from oodflow.workflow.session import Session, open_session
+from oodflow.plans.worker import Place, work
+from oodflow.workflow.session import Session
 
 __all__ = ["on_ray"]
 
@@ -48,7 +47,7 @@ ALONE: Mapping[str, Any] = {"include_dashboard": False, "object_store_memory": 1
 
 
 @contextmanager
-def on_ray(session: Session, chosen: Reproduction) -> Iterator[Workers]:
+def on_ray(session: Session, chosen: ReproduceOptions) -> Iterator[Workers]:
     """Workers on the cluster that the options name, or on this machine for as long as it lasts.
 
     Raises UserError where Ray, the cluster or room for a task is absent, and where the machines
@@ -78,10 +77,10 @@ def on_ray(session: Session, chosen: Reproduction) -> Iterator[Workers]:
             raise
 
 
-def _check_options(chosen: Reproduction) -> None:
+def _check_options(chosen: ReproduceOptions) -> None:
     if chosen.cpus < 1 or chosen.retries < 0:
         raise UserError("cpus must be at least 1 and retries at least 0")
-    if chosen.gpus != AUTO and (chosen.gpus < 0 or chosen.gpus > 1 and chosen.gpus % 1):
+    if chosen.gpus is not None and (chosen.gpus < 0 or chosen.gpus > 1 and chosen.gpus % 1):
         raise UserError(f"gpus is {chosen.gpus:g}; write a part of one, as 0.5, or a whole number")
 
 
@@ -141,9 +140,9 @@ def _check_answers(address: str) -> None:
         ) from error
 
 
-def _gpus(chosen: Reproduction, nodes: Iterable[Mapping[str, Any]]) -> float:
+def _gpus(chosen: ReproduceOptions, nodes: Iterable[Mapping[str, Any]]) -> float:
     """GPUs a task: for ``auto`` one where the cluster has some and the device is not the CPU."""
-    if chosen.gpus != AUTO:
+    if chosen.gpus is not None:
         return chosen.gpus
     return float(chosen.device != "cpu" and any(node["Resources"].get("GPU") for node in nodes))
 
@@ -165,37 +164,6 @@ def room(resources: Mapping[str, float], cpus: int, gpus: float) -> int:
         on_one = math.floor(1 / gpus) if gpus <= 1 else 1 / gpus
         fits.append(resources.get("GPU", 0) * on_one)
     return math.floor(min(fits))
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a worker's process takes over from the one that sends it tasks."""
-
-    folder: str
-    variables: Mapping[str, str]
-    device: str
-    data_dir: str
-
-    @staticmethod
-    def of(chosen: Reproduction) -> "Place":
-        variables = {
-            name: value
-            for name, value in os.environ.items()
-            if name.startswith(("MLFLOW_", "OODFLOW_")) and name != "MLFLOW_RUN_ID"
-        }
-        return Place(os.getcwd(), variables, chosen.device, chosen.data_dir)
-
-
-def work(place: Place, task: Task, outcomes: Mapping[str, Outcome]) -> Outcome:
-    """Do a task in a worker's process."""
-    os.environ.update(place.variables)
-    try:
-        Path(place.folder).mkdir(parents=True, exist_ok=True)
-        os.chdir(place.folder)
-        session = open_session({"device": place.device, "data_dir": place.data_dir})
-    except (UserError, OSError) as error:
-        return Outcome(task, FAILED, reason=f"on {socket.gethostname()}: {error}")
-    return attempt(replace(session, claimed=""), task, outcomes)
 
 
 @dataclass(frozen=True)

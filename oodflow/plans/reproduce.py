@@ -19,8 +19,7 @@ from oodflow import console
 from oodflow.console import duration
 from oodflow.data.catalog import agreeing, lookup
 from oodflow.errors import UserError, unknown_name
-from oodflow.experiment import AUTO, options_of
-from oodflow.options import Reproduction, pick, seed_list
+from oodflow.options import AUTO, ReproduceOptions, options_of
 from oodflow.plans.costs import (
     Kind,
     cost,
@@ -36,17 +35,17 @@ from oodflow.plans.engine import (
     Outcome,
     Workers,
     carry_out,
-    in_this_process,
     survey,
 )
+from oodflow.plans.local_workers import on_this_machine
 from oodflow.plans.plan import RunPlan, read_plan
 from oodflow.plans.ray_engine import on_ray
 from oodflow.plans.task_runs import EACH_TIME, INTERRUPTED, MISSING, THERE, device_name
 from oodflow.plans.tasks import TRAINING, Task, expand
+from oodflow.plans.worker import Place
 from oodflow.tracking import runs
-from oodflow.workflow.own_run import ended_on_error
+from oodflow.workflow.planning import first_present
 from oodflow.workflow.session import Session, open_session
-from oodflow.workflow.train import first_present
 
 __all__ = ["command"]
 
@@ -60,24 +59,23 @@ ALL = "all"
 STATES = (THERE, INTERRUPTED, MISSING, WAITING, ABSENT, FAILED, EACH_TIME)
 
 
-def command(given: Mapping[str, Any]) -> int:
+def command(chosen: ReproduceOptions) -> int:
     """Carry out a plan, or say what there is of it; the exit code is 1 if not all is there then."""
-    chosen = pick(Reproduction, given)
     plan = read_plan(chosen.plan)
-    seeds = () if chosen.seeds == AUTO else seed_list(chosen.seeds)
-    session = open_session(given)
+    session = open_session(chosen)
     values = _general_sets(session, plan, chosen.general_set)
-    tasks = expand(plan, seeds=seeds, values=values, overrides=_overrides(chosen))
+    tasks = expand(plan, seeds=chosen.seeds or (), values=values, overrides=_overrides(chosen))
     wanted = _wanted(plan, tasks, chosen.only)
-    session, claimed = replace(session, claimed=""), session.claimed
+    session, project_run = replace(session, project_run=""), session.project_run
     if chosen.dry_run:
         _show_dry_run(session, tasks, wanted)
         return 0
     tags = {"kind": "reproduce", "plan": plan.source, "registered": "false"}
     try:
-        with ENGINES[chosen.engine](session, chosen) as workers:
-            record = runs.start(session.store, f"reproduce · {plan.title}", tags, claimed=claimed)
-            with ended_on_error(session.store, record):
+        with ENGINES[chosen.engine](session, chosen, tasks) as workers:
+            name = f"reproduce · {plan.title}"
+            record = runs.start(session.store, name, tags, project_run=project_run)
+            with runs.ended_on_error(session.store, record):
                 runs.log_text(session.store, record, plan.text, "plan.yaml")
                 outcomes = carry_out(session, tasks, workers, {task.name for task in wanted})
                 made = [outcomes[task.name] for task in wanted]
@@ -97,16 +95,29 @@ def command(given: Mapping[str, Any]) -> int:
     return 1 if lacking else 0
 
 
-def _here(session: Session, chosen: Reproduction) -> AbstractContextManager[Workers]:
-    for each in options_of(Reproduction):
+Engine = Callable[[Session, ReproduceOptions, Sequence[Task]], AbstractContextManager[Workers]]
+
+
+def _here(
+    session: Session, chosen: ReproduceOptions, tasks: Sequence[Task]
+) -> AbstractContextManager[Workers]:
+    for each in options_of(ReproduceOptions):
         if each.name in OF_RAY and getattr(chosen, each.name) != each.default:
             raise UserError(f"{each.name} is an option of engine ray; add --engine ray")
-    return in_this_process(session)
+    return on_this_machine(session, Place.of(chosen), tasks, chosen.workers)
 
 
-ENGINES: Mapping[str, Callable[[Session, Reproduction], AbstractContextManager[Workers]]] = {
+def _ray(
+    session: Session, chosen: ReproduceOptions, _: Sequence[Task]
+) -> AbstractContextManager[Workers]:
+    if chosen.workers is not None:
+        raise UserError("workers is an option of engine process; Ray knows what its machines have")
+    return on_ray(session, chosen)
+
+
+ENGINES: Mapping[str, Engine] = {
     "process": _here,
-    "ray": on_ray,
+    "ray": _ray,
 }
 """Who does the tasks; UserError before any run is made where they cannot."""
 
@@ -132,12 +143,13 @@ def _general_sets(session: Session, plan: RunPlan, given: str) -> dict[str, str]
     }
 
 
-def _overrides(chosen: Reproduction) -> dict[str, Any]:
+def _overrides(chosen: ReproduceOptions) -> dict[str, Any]:
     """The command's options that are laid over the plan's."""
     given = {name: getattr(chosen, name) for name in LAID_OVER}
-    laid = {name: value for name, value in given.items() if value != AUTO} | {"out": chosen.out}
+    laid = {name: value for name, value in given.items() if value is not None}
+    laid |= {"out": chosen.out}
     # A plan may count in epochs, and only one of the two can be given.
-    return laid | ({"epochs": AUTO} if "steps" in laid else {})
+    return laid | ({"epochs": None} if "steps" in laid else {})
 
 
 def _wanted(plan: RunPlan, tasks: Sequence[Task], only: str) -> list[Task]:

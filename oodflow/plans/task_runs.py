@@ -4,26 +4,30 @@ A task that is given here has the runs of those that it needs among its options
 (:func:`oodflow.plans.tasks.with_runs`).
 """
 
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from oodflow.commands import resolve
 from oodflow.data.catalog import lookup
-from oodflow.experiment import AUTO, json_hash, spec_hash
-from oodflow.options import Evaluation, pick
+from oodflow.experiment import json_hash, spec_hash
+from oodflow.options import (
+    AUTO,
+    AnalyseOptions,
+    EvaluateOptions,
+    FinetuneOptions,
+    TrainOptions,
+)
 from oodflow.plans.tasks import SUBJECT, TRAINING, Task
 from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
-from oodflow.workflow import analyse, evaluate
+from oodflow.workflow.analyse import analyse
+from oodflow.workflow.evaluate import contrasts, evaluate
 from oodflow.workflow.evaluation_run import evaluate_run
-from oodflow.workflow.finetune import finetune_plan
+from oodflow.workflow.planning import make_plan
+from oodflow.workflow.seeds import finish
 from oodflow.workflow.session import Session
-from oodflow.workflow.train import finish, scratch_plan
 from oodflow.workflow.training_plan import TrainingPlan
 
 __all__ = [
@@ -47,11 +51,6 @@ EACH_TIME = "each time"
 TIMED_ON = "timed_on"
 """Tag of a training that was made in one go: the device that its duration is of."""
 
-PLANS: Mapping[str, Callable[[Session, Mapping[str, Any], int], TrainingPlan]] = {
-    "train": scratch_plan,
-    "finetune": finetune_plan,
-}
-
 
 @dataclass(frozen=True)
 class Found:
@@ -63,7 +62,8 @@ class Found:
 
 def absent_datasets(session: Session, task: Task) -> dict[str, str]:
     """Datasets that the task names and that are not there → how to get them."""
-    named = {task.options.get(name, AUTO) for name in ("dataset", "outlier_dataset")} - {AUTO}
+    names = (getattr(task.options, name, AUTO) for name in ("dataset", "outlier_dataset"))
+    named = set(names) - {AUTO}
     return {name: lookup(name).obtain for name in sorted(named) if not session.present(name)}
 
 
@@ -74,13 +74,15 @@ def locate(session: Session, task: Task) -> Found:
     """
     if task.entry_point in TRAINING:
         return _located(session, _training_plan(session, task))
-    if task.entry_point != "evaluate" or SUBJECT not in task.needs:
+    options = task.options
+    if not isinstance(options, EvaluateOptions) or SUBJECT not in task.needs:
         return Found(EACH_TIME)
-    run = runs.get(session.store, task.options[SUBJECT])
-    if not _is_comparison(task):
-        added = run.tags.get("general_outlier_run") == task.options["general_outlier"]
+    run = runs.get(session.store, options.run)
+    if not _is_comparison(options):
+        added = run.tags.get("general_outlier_run") == options.general_outlier
         return Found(THERE, run.run_id) if added else Found(MISSING)
-    tags = _of(run) | {"spec": _comparison_hash(task), "registered": "true"}
+    tags = {"kind": "evaluate", "evaluated": run.run_id, "registered": "true"}
+    tags["spec"] = _comparison_hash(options)
     known = runs.find(session.store, tags, status="FINISHED")
     return Found(THERE, known[0].run_id) if known else Found(MISSING)
 
@@ -101,15 +103,15 @@ def identity(session: Session, task: Task) -> str:
     """
     if task.entry_point in TRAINING:
         return spec_hash(_training_plan(session, task).experiment)
-    return f"{task.entry_point} {task.options[SUBJECT] if SUBJECT in task.needs else AUTO}"
+    return f"{task.entry_point} {getattr(task.options, SUBJECT) if task.needs else AUTO}"
 
 
 def run_task(session: Session, task: Task) -> str:
-    """Do a task, or what is left of it; returns the id of its run, "" where it has no one run.
+    """Do a task, or what is left of it; returns the id of its run, "" where it has several.
 
-    The session's claimed run becomes that of the evaluation, analysis or report.
+    The session's project run becomes that of the evaluation, analysis or report.
     """
-    return DOING[task.entry_point](session, task)
+    return RUNNERS[task.entry_point](session, task)
 
 
 def device_name(device: torch.device) -> str:
@@ -118,11 +120,9 @@ def device_name(device: torch.device) -> str:
 
 
 def _training_plan(session: Session, task: Task) -> TrainingPlan:
-    assert task.seed is not None
-    plan = PLANS[task.entry_point](session, task.options, task.seed)
-    if task.entry_point == "train" and "general" in task.needs:
-        return replace(plan, general=runs.get(session.store, task.options["general"]))
-    return plan
+    assert task.seed is not None and isinstance(task.options, TrainOptions | FinetuneOptions)
+    plan = make_plan(session, task.options, task.seed)
+    return replace(plan, general=runs.get(session.store, task.contrast)) if task.contrast else plan
 
 
 def _train(session: Session, task: Task) -> str:
@@ -136,63 +136,51 @@ def _train(session: Session, task: Task) -> str:
 
 def _evaluate(session: Session, task: Task) -> str:
     """Scores that are added to the model's own run, or a comparison that is a run of its own."""
-    if SUBJECT not in task.needs:
-        return _command(evaluate.command, session, task)
-    run = runs.get(session.store, task.options[SUBJECT])
-    if not _is_comparison(task):
-        chosen = pick(Evaluation, task.options)
-        general, general_outlier = evaluate.contrasts(session, run, chosen)
-        evaluate_run(session, run, general, general_outlier, chosen.ood, chosen.limit)
+    options = task.options
+    assert isinstance(options, EvaluateOptions)
+    if SUBJECT in task.needs and not _is_comparison(options):
+        run = runs.get(session.store, options.run)
+        general, general_outlier = contrasts(session, run, options)
+        evaluate_run(session, run, general, general_outlier, options.ood, options.limit)
         return run.run_id
-    _command(evaluate.command, session, task)
-    made = runs.find(session.store, _of(run), status="FINISHED")[0]
-    runs.set_tags(session.store, made.run_id, {"spec": _comparison_hash(task)})
-    return made.run_id
+    made = evaluate(session, options)
+    if SUBJECT in task.needs:
+        tags = {"spec": _comparison_hash(options)}
+        runs.set_tags(session.store, made[0].run_id, tags)
+    return _only(made)
 
 
-def _is_comparison(task: Task) -> bool:
+def _is_comparison(options: EvaluateOptions) -> bool:
     """Whether an evaluation names what to compare with; otherwise it adds to the run's scores."""
-    return task.options["general"] != AUTO or task.options["inlier_fold"] != "test"
+    return options.general != AUTO or options.inlier_fold != "test"
 
 
-def _of(run: RunInfo) -> dict[str, str]:
-    return {"kind": "evaluate", "evaluated": run.run_id}
-
-
-def _comparison_hash(task: Task) -> str:
+def _comparison_hash(options: EvaluateOptions) -> str:
     """Hash of what decides an evaluation's numbers, 16 digits."""
-    facts = {k: v for k, v in task.options.items() if k not in ("device", "data_dir")}
+    facts = {k: v for k, v in asdict(options).items() if k not in ("device", "data_dir")}
     return json_hash(facts)
 
 
-def _command(command: Callable[[Mapping[str, Any]], None], session: Session, task: Task) -> str:
-    """Run an entry point's command where the session is."""
-    where = {"device": str(session.device), "data_dir": str(session.data_dir)}
-    own = {name: value for name, value in where.items() if name in task.options}
-    with _claiming(session.claimed):
-        command({**task.options, **own})
-    return ""
+def _analyse(session: Session, task: Task) -> str:
+    assert isinstance(task.options, AnalyseOptions)
+    return _only(analyse(session, task.options))
 
 
-@contextmanager
-def _claiming(run_id: str) -> Iterator[None]:
-    """Let a command find ``run_id``, or none, as the run that ``mlflow run`` has made for it."""
-    before = os.environ.pop("MLFLOW_RUN_ID", None)
-    if run_id:
-        os.environ["MLFLOW_RUN_ID"] = run_id
-    try:
-        yield
-    finally:
-        os.environ.pop("MLFLOW_RUN_ID", None)
-        if before is not None:
-            os.environ["MLFLOW_RUN_ID"] = before
+def _report(session: Session, task: Task) -> str:
+    # A report is made of registered runs alone, by a package that is built on this one.
+    write_report = resolve("write report")
+    return write_report(session.store, task.options, session.project_run).run_id
 
 
-DOING: Mapping[str, Callable[[Session, Task], str]] = {
+def _only(made: Sequence[RunInfo]) -> str:
+    return made[0].run_id if len(made) == 1 else ""
+
+
+RUNNERS: Mapping[str, Callable[[Session, Task], str]] = {
     "train": _train,
     "finetune": _train,
     "evaluate": _evaluate,
-    "analyse": lambda session, task: _command(analyse.command, session, task),
-    "report": lambda session, task: _command(resolve("report"), session, task),
+    "analyse": _analyse,
+    "report": _report,
 }
 """How a task of each entry point is done."""

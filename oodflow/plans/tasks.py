@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from oodflow.data.catalog import lookup, slug_of
+from oodflow.data.catalog import slug_of
 from oodflow.errors import UserError, unknown_name
-from oodflow.experiment import AUTO, Experiment, Loss
-from oodflow.options import ENTRY_POINTS
+from oodflow.experiment import Experiment
+from oodflow.options import ENTRY_POINTS, FinetuneOptions, Options, TrainOptions, options_of
 from oodflow.plans.plan import RunPlan, Step
-from oodflow.presets import architecture, build_experiment
+from oodflow.workflow.planning import dataset_of, outline, untuned
 
-__all__ = ["SUBJECT", "TRAINING", "Task", "expand", "outline", "with_runs"]
+__all__ = ["SUBJECT", "TRAINING", "Task", "expand", "outlined", "with_runs"]
 
 TRAINING = ("train", "finetune")
 """Entry points whose tasks are trainings: they have a seed."""
@@ -32,8 +32,8 @@ class Task:
     """Its own in the plan: the step, the values of ``each``, the seed."""
     step: str
     entry_point: str
-    options: Mapping[str, Any]
-    """All options of the entry point. Of those in ``needs`` the value is not known yet."""
+    options: Options
+    """The options of the entry point. Of those in ``needs`` the value is not known yet."""
     seed: int | None
     """None where the task is of no one seed."""
     each: Mapping[str, Any]
@@ -42,6 +42,8 @@ class Task:
     """Option → the task whose run it takes: that one has to be done before."""
     after: tuple[str, ...] = ()
     """Tasks that have to be over, whatever has become of them: this one looks at all runs."""
+    contrast: str = ""
+    """The run that a training from scratch is contrasted with; it has no option for that."""
 
 
 def expand(
@@ -75,58 +77,42 @@ def expand(
                 for name, listed in step.each.items()
             },
         )
-        for task in _tasks(plan.source, filled, tuple(seeds) or plan.seeds, tuple(tasks)):
-            tasks.append(replace(task, options=_all_options(task, overrides or {})))
-            _check(plan.source, tasks[-1])
+        chosen = (tuple(seeds) or plan.seeds)[: step.seeds or None]
+        tasks += _tasks(plan.source, filled, chosen, tuple(tasks), overrides or {})
     return tuple(tasks)
 
 
-def _check(source: str, task: Task) -> None:
-    """Find what is wrong with a training's options before anything is trained."""
-    if task.entry_point in TRAINING:
-        try:
-            outline(task)
-        except UserError as error:
-            raise UserError(f"{source}, step {task.step}: {error}") from error
-
-
-def outline(task: Task) -> Experiment:
-    """The experiment of a training as far as its options tell it: without hashes and digests.
-
-    Raises UserError where they contradict each other or are out of range.
-    """
-    given = task.options
-    default = "sketch-shapes" if task.entry_point == "finetune" else "sketch-general"
-    facts = lookup(default if given["dataset"] == AUTO else given["dataset"])
-    classifier = given["model"] == "wide-resnet"
-    model = architecture(given, facts.channels)
-    return build_experiment(
-        given,
-        dataset=facts.name,
-        digest="",
-        role=facts.role,
-        train_size=facts.train_size,
-        model=replace(model, classes=facts.classes if given.get("supervised") else 0),
-        loss=Loss("classifier" if classifier else given.get("outlier_loss", "none"), "", 1e3, 1.0),
-        init="scratch" if task.entry_point == "train" else "general",
-        general="",
-        seed=0,
-    )
+def outlined(task: Task) -> Experiment:
+    """The experiment of a training as far as its options tell it; see :func:`outline`."""
+    options = task.options
+    assert isinstance(options, TrainOptions | FinetuneOptions)
+    if isinstance(options, FinetuneOptions):
+        options = untuned(options)
+    facts = dataset_of(options)
+    # Which general set is there does not matter for what a training is and costs.
+    return outline(options, facts, facts.generals[-1] if facts.generals else facts.name)
 
 
 def with_runs(task: Task, run_ids: Mapping[str, str]) -> Task:
     """The task with the runs of those that it needs; ``run_ids`` are by the names of tasks."""
     found = {option: run_ids[name] for option, name in task.needs.items()}
-    return replace(task, options={**task.options, **found})
+    if isinstance(task.options, TrainOptions):
+        return replace(task, contrast=found.get("general", ""))
+    return replace(task, options=replace(task.options, **found))
 
 
-def _tasks(source: str, step: Step, seeds: Sequence[int], before: Sequence[Task]) -> Iterator[Task]:
-    """A step's tasks, with its own options alone."""
-    chosen = seeds[: step.seeds or None]
+def _tasks(
+    source: str,
+    step: Step,
+    seeds: Sequence[int],
+    before: Sequence[Task],
+    overrides: Mapping[str, Any],
+) -> Iterator[Task]:
+    """A step's tasks; finds what is wrong with their options before anything is trained."""
     for combination in product(*step.each.values()):
         each = dict(zip(step.each, combination, strict=True))
         words = [step.name, *(_word(name, value) for name, value in each.items())]
-        for seed, subject in _subjects(step, chosen, before):
+        for seed, subject in _subjects(step, seeds, before):
             own = {**(subject.each if subject else {}), **each}
             label = [subject.name] if subject else [f"seed {seed}"] if seed is not None else []
             name = " · ".join([*words, *label])
@@ -139,7 +125,14 @@ def _tasks(source: str, step: Step, seeds: Sequence[int], before: Sequence[Task]
                     needs[option] = task.name
             looks_at_all = step.entry_point not in TRAINING and not subject
             after = tuple(task.name for task in before) if looks_at_all else ()
-            yield Task(name, step.name, step.entry_point, options, seed, own, needs, after)
+            try:
+                typed = _options(step.entry_point, options, seed, overrides)
+                task = Task(name, step.name, step.entry_point, typed, seed, own, needs, after)
+                if step.entry_point in TRAINING:
+                    outlined(task)
+            except UserError as error:
+                raise UserError(f"{source}, step {step.name}: {error}") from error
+            yield task
 
 
 def _word(option: str, value: Any) -> str:
@@ -191,13 +184,15 @@ def _filled(value: Any, values: Mapping[str, str]) -> Any:
     return values[value[1:]] if named else value
 
 
-def _all_options(task: Task, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults, then the task's own options, then what is laid over them."""
-    given = {each.name: each.default for each in ENTRY_POINTS[task.entry_point].options()}
-    given |= task.options
-    laid = {name: value for name, value in overrides.items() if name in given}
+def _options(
+    entry_point: str, given: Mapping[str, Any], seed: int | None, overrides: Mapping[str, Any]
+) -> Options:
+    """The task's own options, what is laid over them, and defaults for the rest."""
+    kind = ENTRY_POINTS[entry_point].options
+    names = {each.name for each in options_of(kind)}
+    laid = {name: value for name, value in overrides.items() if name in names}
     if given.get("model") == "wide-resnet":
         laid = {name: value for name, value in laid.items() if name not in SIZES}
-    if task.entry_point in TRAINING:
-        laid |= {"seeds": str(task.seed), "resume": True}
-    return given | laid
+    if seed is not None and entry_point in TRAINING:
+        laid |= {"seeds": (seed,), "resume": True}
+    return kind(**{**given, **laid})

@@ -1,10 +1,11 @@
 """Runs: made, resumed, filled with metrics and artifacts, ended, registered, looked up."""
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,13 +24,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.git_utils import get_git_commit
 
 from oodflow.errors import ResourceError, UserError
-from oodflow.tracking.store import Store, cause, is_missing
+from oodflow.tracking.store import Store, cause, failing_fast, is_missing
 
 __all__ = [
     "DatasetUse",
     "RunInfo",
     "artifact",
     "end",
+    "ended_on_error",
     "exists",
     "find",
     "get",
@@ -41,7 +43,10 @@ __all__ = [
     "log_parameters",
     "log_text",
     "model_uri",
+    "nest",
     "own_commit",
+    "project_run",
+    "recording",
     "register",
     "reopen",
     "resolve",
@@ -102,12 +107,12 @@ def start(
     name: str,
     tags: Mapping[str, str],
     parent: str = "",
-    claimed: str = "",
+    project_run: str = "",
     *,
     commit: str = "",
     started: int = 0,
 ) -> str:
-    """A new run, or the ``claimed`` one that ``mlflow run`` has made; returns its id.
+    """A new run, or the ``project_run`` that ``mlflow run`` has made; returns its id.
 
     ``commit`` and ``started``, in ms since 1970, are of a run that is made anew; else own and now.
     """
@@ -116,12 +121,48 @@ def start(
         ours[COMMIT] = commit
     if parent:
         ours["mlflow.parentRunId"] = parent
-    if not claimed:
+    if not project_run:
         run = store.client.create_run(store.experiment_id, started or None, ours, name)
         return run.info.run_id
-    store.client.update_run(claimed, name=name)
-    store.client.log_batch(claimed, tags=[RunTag(key, value) for key, value in ours.items()])
-    return claimed
+    store.client.update_run(project_run, name=name)
+    store.client.log_batch(project_run, tags=[RunTag(key, value) for key, value in ours.items()])
+    return project_run
+
+
+@contextmanager
+def recording(
+    store: Store,
+    name: str,
+    tags: Mapping[str, str],
+    parent: str = "",
+    project_run: str = "",
+) -> Iterator[str]:
+    """A run that lasts as long as the context; yields its id.
+
+    It ends FINISHED, KILLED on an interruption, FAILED on any other error, which is passed on.
+    """
+    run_id = start(store, name, tags, parent, project_run)
+    with ended_on_error(store, run_id):
+        yield run_id
+    end(store, run_id, "FINISHED")
+
+
+@contextmanager
+def ended_on_error(store: Store, run_id: str) -> Iterator[None]:
+    """Mark a run KILLED on an interruption and FAILED on an error, then pass it on."""
+    try:
+        yield
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        # The store may be what failed. Then the run stays RUNNING in it, and the error is seen.
+        with failing_fast(), suppress(Exception):
+            end(store, run_id, status)
+        raise
+
+
+def project_run() -> str:
+    """The run that ``mlflow run`` made for this command, or ""."""
+    return os.environ.get("MLFLOW_RUN_ID", "")
 
 
 @cache
@@ -138,6 +179,11 @@ def end(store: Store, run_id: str, status: str) -> None:
 def reopen(store: Store, run_id: str) -> None:
     """Mark an interrupted run as running again."""
     store.client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+
+
+def nest(store: Store, run_id: str, parent: str) -> None:
+    """Make a run a child of another one, under which the MLflow UI folds it."""
+    store.client.set_tag(run_id, "mlflow.parentRunId", parent)
 
 
 def set_tags(store: Store, run_id: str, tags: Mapping[str, str], description: str = "") -> None:

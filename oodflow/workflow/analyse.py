@@ -15,16 +15,14 @@ from rich.table import Table
 from oodflow import console
 from oodflow.data.catalog import slug_of
 from oodflow.errors import UserError, unknown_name
-from oodflow.experiment import AUTO
-from oodflow.options import Analysis, pick
+from oodflow.options import AUTO, AnalyseOptions
 from oodflow.tracking import runs
 from oodflow.tracking.registry import read_registry
 from oodflow.tracking.runs import RunInfo
 from oodflow.workflow.analyses import ANALYSES, AnalysisTask
-from oodflow.workflow.own_run import ended_on_error
 from oodflow.workflow.session import Session, dataset_use, open_session
 
-__all__ = ["analyse_run", "command"]
+__all__ = ["analyse", "command"]
 
 ALL = "all"
 
@@ -35,9 +33,23 @@ LOSSES = {"extremes": ("none", "binary")}
 """Outlier losses of the models that ``auto`` analyses; of models without one where not named."""
 
 
-def command(given: Mapping[str, Any]) -> None:
+def command(options: AnalyseOptions) -> None:
     """Analyse one run, or for ``auto`` the finetuned models that a report counts."""
-    session, chosen = open_session(given), pick(Analysis, given)
+    session = open_session(options)
+    made = analyse(session, options)
+    for analysis in ANALYSES:
+        _show([run for run in made if run.tags["analysis"] == analysis])
+    shown = made[0].run_id if len(made) == 1 else made[0].parent or made[0].run_id
+    console.say(f"see it: {session.store.how_to_see(shown)}")
+
+
+def analyse(session: Session, chosen: AnalyseOptions) -> tuple[RunInfo, ...]:
+    """The analyses as runs: of one model, or for ``auto`` of those that a report counts.
+
+    Those that are there already, of the same weights, images and options, are found. Raises
+    UserError for a run without a likelihood, and where something that an analysis needs is absent.
+    """
+    store = session.store
     tasks = [
         task
         for run, what in _targets(session, chosen, _names(chosen.what))
@@ -46,28 +58,11 @@ def command(given: Mapping[str, Any]) -> None:
     missing = [task for task in tasks if not _known(session, task)]
     if len(missing) > 1:
         tags = {"kind": "analyse", "registered": "false"}
-        parent = runs.start(session.store, "analyses", tags, claimed=session.claimed)
-        with ended_on_error(session.store, parent):
+        with runs.recording(store, "analyses", tags, project_run=session.project_run) as parent:
             done = [_record(session, task, parent) for task in tasks]
-        runs.end(session.store, parent, "FINISHED")
     else:
-        done = [_record(session, task, claimed=session.claimed) for task in tasks]
-        parent = done[0]
-    for analysis in ANALYSES:
-        _show([run for run in (runs.get(session.store, each) for each in done)
-               if run.tags["analysis"] == analysis])  # fmt: skip
-    console.say(f"see it: {session.store.how_to_see(parent)}")
-
-
-def analyse_run(
-    session: Session, run: RunInfo, chosen: Analysis, what: Sequence[str], parent: str = ""
-) -> list[str]:
-    """Make these analyses of an in-distribution model; returns the ids of their runs.
-
-    Those that are there already, of the same weights, images and options, are found. Raises
-    UserError for a run without a likelihood, and where something that an analysis needs is absent.
-    """
-    return [_record(session, task, parent) for task in _tasks(session, run, chosen, what)]
+        done = [_record(session, task, project_run=session.project_run) for task in tasks]
+    return tuple(runs.get(store, run_id) for run_id in done)
 
 
 def _names(text: str) -> list[str]:
@@ -79,7 +74,7 @@ def _names(text: str) -> list[str]:
 
 
 def _targets(
-    session: Session, chosen: Analysis, what: Sequence[str]
+    session: Session, chosen: AnalyseOptions, what: Sequence[str]
 ) -> list[tuple[RunInfo, list[str]]]:
     """Models, each with its analyses."""
     if chosen.run != AUTO:
@@ -99,7 +94,7 @@ def _targets(
 
 
 def _tasks(
-    session: Session, run: RunInfo, chosen: Analysis, what: Sequence[str]
+    session: Session, run: RunInfo, chosen: AnalyseOptions, what: Sequence[str]
 ) -> list[AnalysisTask]:
     """The analyses of one run; UserError before any work where one of them cannot be made."""
     trained = run.tags.get("kind") in ("train", "finetune")
@@ -123,7 +118,7 @@ def _known(session: Session, task: AnalysisTask) -> str:
     return found[0].run_id if found else ""
 
 
-def _record(session: Session, task: AnalysisTask, parent: str = "", claimed: str = "") -> str:
+def _record(session: Session, task: AnalysisTask, parent: str = "", project_run: str = "") -> str:
     """Make an analysis that is not there yet, as a run; returns the run's id."""
     store, name = session.store, f"{task.analysis} of {task.run.name}"
     if known := _known(session, task):
@@ -136,8 +131,8 @@ def _record(session: Session, task: AnalysisTask, parent: str = "", claimed: str
         "spec": task.spec,
         "registered": "false",
     }
-    record = runs.start(store, name, tags | dict(task.tags), parent, claimed)
-    with ended_on_error(store, record):
+    tags |= task.tags
+    with runs.recording(store, name, tags, parent, project_run) as record:
         uses = [dataset_use(session, each.name, each.fold, "analysis") for each in task.images]
         runs.log_datasets(store, record, uses)
         findings = task.measure()
@@ -147,7 +142,6 @@ def _record(session: Session, task: AnalysisTask, parent: str = "", claimed: str
         _keep(session, record, f"{task.analysis}.npz", findings.arrays)
         runs.set_tags(store, record, {}, description=_markdown(runs.get(store, record)))
         runs.set_tags(store, record, {"registered": "true"})
-    runs.end(store, record, "FINISHED")
     console.say(f"{name}: run {record}")
     return record
 

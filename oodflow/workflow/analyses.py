@@ -27,9 +27,9 @@ from oodflow.evaluation.extremes import highest, random_subset
 from oodflow.evaluation.fourier import derangement, fourier_mix
 from oodflow.evaluation.metrics import auroc
 from oodflow.evaluation.scores import clip_non_finite, compute_scores
-from oodflow.experiment import AUTO, MODELS, json_hash
+from oodflow.experiment import MODELS, json_hash
 from oodflow.models.likelihood import NOISE_FREE
-from oodflow.options import Analysis
+from oodflow.options import AUTO, AnalyseOptions
 from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
 from oodflow.workflow.evaluation_run import score_table
@@ -123,7 +123,7 @@ def _spearman(first: np.ndarray, second: np.ndarray) -> float:
     return float(spearmanr(first, second).statistic)
 
 
-def fourier(session: Session, run: RunInfo, chosen: Analysis) -> AnalysisTask:
+def fourier(session: Session, run: RunInfo, chosen: AnalyseOptions) -> AnalysisTask:
     """Spearman correlation of log p of mixed images with that of either donor (S3).
 
     Every test image of a set gives its amplitudes once and its phases once, to another image.
@@ -175,7 +175,7 @@ def _mixed_log_prob(
     return np.concatenate(values)
 
 
-def correlation(session: Session, run: RunInfo, chosen: Analysis) -> AnalysisTask:
+def correlation(session: Session, run: RunInfo, chosen: AnalyseOptions) -> AnalysisTask:
     """Spearman correlation of log p with that of other families' models, and the general one.
 
     The other models are trained alike, and of each pair of families the first in the order of
@@ -225,7 +225,7 @@ def _later_families(session: Session, run: RunInfo) -> dict[str, RunInfo]:
     return {name: newest[name] for name in later if name in newest}
 
 
-def extremes(session: Session, run: RunInfo, chosen: Analysis) -> AnalysisTask:
+def extremes(session: Session, run: RunInfo, chosen: AnalyseOptions) -> AnalysisTask:
     """The highest-scoring general images, of a random subset of the general set's training fold."""
     for name, value in {"top": chosen.top, "subset": chosen.subset}.items():
         if value < 1:
@@ -268,7 +268,7 @@ def extremes(session: Session, run: RunInfo, chosen: Analysis) -> AnalysisTask:
     return AnalysisTask("extremes", run, (loaded, contrast), (images,), measure, options, tags)
 
 
-def folds(session: Session, run: RunInfo, chosen: Analysis) -> AnalysisTask:
+def folds(session: Session, run: RunInfo, chosen: AnalyseOptions) -> AnalysisTask:
     """AUROC against the outlier test folds with inliers of the test and of the training fold (S6).
 
     As many training images as there are test images: the first ones.
@@ -306,7 +306,7 @@ def folds(session: Session, run: RunInfo, chosen: Analysis) -> AnalysisTask:
     return AnalysisTask("folds", run, models, images, measure, tags=tags)
 
 
-ANALYSES: Mapping[str, Callable[[Session, RunInfo, Analysis], AnalysisTask]] = {
+ANALYSES: Mapping[str, Callable[[Session, RunInfo, AnalyseOptions], AnalysisTask]] = {
     "fourier": fourier,
     "correlation": correlation,
     "extremes": extremes,

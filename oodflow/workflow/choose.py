@@ -1,11 +1,13 @@
 """Which run ``auto``, ``own`` or a reference means, and what to do where there is none."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from oodflow.data.catalog import lookup
 from oodflow.errors import UserError
-from oodflow.experiment import TUNED, Model
+from oodflow.experiment import Model
+from oodflow.options import TUNED, FinetuneOptions
 from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
 from oodflow.tracking.store import Store
@@ -126,30 +128,30 @@ def contrast_of(store: Store, reference: str, outliers: str, model: Model, seed:
 
 
 def tuned(
-    store: Store, given: Mapping[str, Any], dataset: str
-) -> tuple[dict[str, Any], dict[str, str]]:
+    store: Store, options: FinetuneOptions, dataset: str
+) -> tuple[FinetuneOptions, dict[str, str]]:
     """The options with the best values of the newest study where they say ``tuned``.
 
     Also the tags that trace them to the study and its trial.
     """
-    names = [name for name in TUNABLE if given.get(name) == TUNED]
+    names = [name for name in TUNABLE if getattr(options, name) == TUNED]
     if not names:
-        return dict(given), {}
-    loss = given["outlier_loss"]
-    tags = {"kind": "tune", "dataset": dataset, "model": given["model"], "outlier_loss": loss}
+        return options, {}
+    loss = options.outlier_loss
+    tags = {"kind": "tune", "dataset": dataset, "model": options.model, "outlier_loss": loss}
     studies = runs.find(store, {"registered": "true", **tags}, status="FINISHED")
     if loss == "none" or not studies:
         raise UserError(
-            f"no registered study of the {loss} loss with {given['model']} on {dataset}; make one: "
-            f"oodflow tune --dataset {dataset} --model {given['model']} "
+            f"no registered study of the {loss} loss with {options.model} on {dataset}; make one: "
+            f"oodflow tune --dataset {dataset} --model {options.model} "
             f"--outlier-loss {'binary' if loss == 'none' else loss}"
         )
-    study, values = studies[0], dict(given)
+    study, values = studies[0], dict[str, Any]()
     for name in names:
         if f"best_{name}" not in study.tags:
             raise UserError(f"study {study.tags['study']} did not search {name}; give its value")
         values[name] = float(study.tags[f"best_{name}"])
-    return values, {
+    return replace(options, **values), {
         "tuned_study": study.tags["study"],
         "tuned_trial": study.tags["best_trial"],
         "tuned_run": study.run_id,

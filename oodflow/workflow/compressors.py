@@ -26,11 +26,10 @@ def compressor_run(session: Session, codec: str, channels: int) -> RunInfo:
         return known[0]
     name = f"{codec} · {channels} channels"
     with leased_in_turn(session.store, tags["spec"], name):
-        # Whoever had it in hand before has made it.
+        # The process that held the lease before has made it.
         if known := runs.find(session.store, wanted):
             return known[0]
-        run_id = runs.start(session.store, name, tags)
-        keep_weights(session, run_id, build_model(model), experiment)
-        runs.register(session.store, run_id, model_name(plan).rstrip("-"))
-        runs.end(session.store, run_id, "FINISHED")
+        with runs.recording(session.store, name, tags) as run_id:
+            keep_weights(session, run_id, build_model(model), experiment)
+            runs.register(session.store, run_id, model_name(plan).rstrip("-"))
     return runs.get(session.store, run_id)

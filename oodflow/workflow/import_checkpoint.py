@@ -6,9 +6,9 @@ from oodflow import console
 from oodflow.data.catalog import lookup
 from oodflow.experiment import Data, Experiment, Loss, Model, Optimisation, parameters
 from oodflow.foreign.formats import read_model
+from oodflow.options import PlaceOptions
 from oodflow.tracking import runs
 from oodflow.training.checkpoint import tensor_digest
-from oodflow.workflow.own_run import ended_on_error
 from oodflow.workflow.session import check_same_shape, open_session
 from oodflow.workflow.training_plan import TrainingPlan, model_name, run_tags
 from oodflow.workflow.training_run import keep_weights
@@ -22,7 +22,7 @@ def command(file: str, format: str, dataset: str, role: str) -> None:
     spec = Model(**fields)
     if dataset:
         check_same_shape(lookup(dataset).name, spec.channels, f"the model in {file}")
-    session = open_session({"device": "cpu", "data_dir": "auto"})
+    session = open_session(PlaceOptions(device="cpu"))
     store = session.store
     # Whose training is not known is told apart by its weights.
     origin = f"imported {tensor_digest(model.state_dict())}"
@@ -37,12 +37,11 @@ def command(file: str, format: str, dataset: str, role: str) -> None:
     )
     plan = TrainingPlan("train", experiment, role, "scratch")
     tags = {**run_tags(plan), "imported_from": Path(file).name, "format": format}
-    run_id = runs.start(store, f"{spec.name} · imported from {Path(file).name}", tags)
-    with ended_on_error(store, run_id):
+    name = f"{spec.name} · imported from {Path(file).name}"
+    with runs.recording(store, name, tags) as run_id:
         runs.log_parameters(store, run_id, parameters(experiment))
         keep_weights(session, run_id, model, experiment)
         runs.register(store, run_id, model_name(plan).rstrip("-"))
-    runs.end(store, run_id, "FINISHED")
     console.say(f"{spec.name}: {spec.channels} channels, depth {spec.depth}, width {spec.hidden}")
     console.say(f"see it: {store.how_to_see(run_id)}")
     console.say(run_id)

@@ -1,8 +1,6 @@
 """``oodflow runs``: what is in the store, as tables."""
 
-from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
 from rich.table import Table
 
@@ -14,12 +12,11 @@ from oodflow.workflow import results
 __all__ = ["list_command", "show_command"]
 
 
-def list_command(given: Mapping[str, Any]) -> None:
+def list_command(dataset: str, kind: str, registered: bool) -> None:
     """All runs that the filters leave, the newest first."""
     store = open_store()
-    tags = {name: given[name] for name in ("dataset", "kind") if given[name]}
-    if given["registered"]:
-        tags["registered"] = "true"
+    wanted = {"dataset": dataset, "kind": kind, "registered": "true" if registered else ""}
+    tags = {name: value for name, value in wanted.items() if value}
     found = runs.find(store, tags)
     if not found:
         console.say("no runs; make some: oodflow main")

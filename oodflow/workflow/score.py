@@ -11,6 +11,7 @@ from oodflow import console
 from oodflow.data.image_files import UnreadableImage, find_images, read_image
 from oodflow.errors import UserError
 from oodflow.evaluation.scoring import score_images
+from oodflow.options import PlaceOptions
 from oodflow.tracking import runs
 from oodflow.workflow.session import open_session
 
@@ -27,7 +28,7 @@ def command(run: str, paths: Sequence[str], out: str, resize: bool, device: str)
     target = Path(out)
     if target.suffix not in WRITERS:
         raise UserError(f"--out {out} must end in {' or '.join(WRITERS)}")
-    session = open_session({"device": device, "data_dir": "auto"})
+    session = open_session(PlaceOptions(device=device))
     loaded = session.model(runs.resolve(session.store, run))
     shape = loaded.model.image_shape
     names, pixels, unreadable = [], [], {}

@@ -1,9 +1,7 @@
 """What a command works with: the store, the data folder, the device, and loaded models."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,13 +12,13 @@ from oodflow.data.prepared import Prepared
 from oodflow.errors import UserError
 from oodflow.experiment import Experiment
 from oodflow.models.likelihood import LikelihoodModel
+from oodflow.options import AUTO, Options, PlaceOptions, RunOptions
 from oodflow.tracking import runs
 from oodflow.tracking.runs import RunInfo
 from oodflow.tracking.store import Store, open_store
 from oodflow.training.checkpoint import MODEL_FILE, load_model
 from oodflow.training.distributed import launched, world
 from oodflow.training.loop import resolve_device
-from oodflow.workflow.own_run import claimed_run
 
 __all__ = [
     "LoadedModel",
@@ -51,7 +49,7 @@ class Session:
     store: Store
     data_dir: Path
     device: torch.device
-    claimed: str
+    project_run: str
     """The run that ``mlflow run`` made for this command, or ""."""
     form: str = "fused"
     """How models in training are computed, one of :data:`oodflow.models.form.FORMS`."""
@@ -114,20 +112,22 @@ def dataset_use(session: Session, name: str, fold: str, context: str) -> runs.Da
     )
 
 
-def open_session(given: Mapping[str, Any]) -> Session:
+def open_session(options: PlaceOptions) -> Session:
     """Open everything that the options name; UserError before any work is done."""
     if launched() != world():
         raise UserError("torchrun is for oodflow train and oodflow finetune; leave it out here")
-    device = available_device(given["device"])
-    data_dir = data_folder(given["data_dir"])
-    if given["data_dir"] != "auto" and not data_dir.is_dir():
+    device = available_device(options.device)
+    data_dir = data_folder(options.data_dir)
+    if options.data_dir != AUTO and not data_dir.is_dir():
         raise UserError(f"no data folder at {data_dir}; make it, or leave data_dir out")
-    return Session(open_store(), data_dir, device, claimed_run(), *computing(given))
+    return Session(open_store(), data_dir, device, runs.project_run(), *computing(options))
 
 
-def computing(given: Mapping[str, Any]) -> tuple[str, int]:
+def computing(options: Options) -> tuple[str, int]:
     """Form and number of parts in which the options want a batch to be computed."""
-    return "recomputed" if given.get("recompute") else "fused", given.get("accumulate", 1)
+    if not isinstance(options, RunOptions):
+        return "fused", 1
+    return "recomputed" if options.recompute else "fused", options.accumulate
 
 
 def available_device(name: str) -> torch.device:

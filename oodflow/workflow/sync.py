@@ -1,14 +1,13 @@
 """``oodflow runs sync``: delivers what is kept of runs whose store was away, there or elsewhere."""
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from oodflow import console
 from oodflow.data.catalog import lookup
 from oodflow.errors import UserError
 from oodflow.files import STATE_FOLDER
+from oodflow.options import PlaceOptions
 from oodflow.tracking import runs
 from oodflow.tracking.delivery import log_reports
 from oodflow.tracking.journal import (
@@ -23,26 +22,25 @@ from oodflow.tracking.journal import (
 from oodflow.tracking.runs import RunInfo
 from oodflow.tracking.store import Store
 from oodflow.training.checkpoint import load_model
-from oodflow.workflow.own_run import ended_on_error
 from oodflow.workflow.run_state import WEIGHTS, deliver_weights, keeping, locked
+from oodflow.workflow.seeds import conclude
 from oodflow.workflow.session import Session, open_session
-from oodflow.workflow.train import conclude
 from oodflow.workflow.training_plan import TrainingPlan
 
 __all__ = ["command", "sync"]
 
 
-def command(given: Mapping[str, Any]) -> int:
+def command(run: str, device: str, data_dir: str) -> int:
     """Deliver one run, or all that are kept here; the exit code is 1 if one could not be."""
     run_ids = _kept_runs()
-    if given["run"] and given["run"] not in run_ids:
+    if run and run not in run_ids:
         raise UserError(
-            f"nothing is kept of run {given['run']!r} in {STATE_FOLDER.absolute()}; "
+            f"nothing is kept of run {run!r} in {STATE_FOLDER.absolute()}; "
             "`oodflow runs sync` delivers all that is"
         )
-    session = open_session(given)
-    if given["run"]:
-        console.say(sync(session, given["run"]))
+    session = open_session(PlaceOptions(device=device, data_dir=data_dir))
+    if run:
+        console.say(sync(session, run))
         return 0
     if not run_ids:
         console.say(f"nothing to deliver: no run is kept in {STATE_FOLDER.absolute()}")
@@ -79,7 +77,7 @@ def sync(session: Session, run_id: str) -> str:
             new_id = run_id if known else make_anew(store, record)
         # From here on an interruption finds the new run by the name of the folder.
         folder = folder.rename(STATE_FOLDER / new_id)
-        with ended_on_error(store, new_id), keeping(store, folder):
+        with runs.ended_on_error(store, new_id), keeping(store, folder):
             return f"{record.name}: {_deliver(session, new_id, record, folder)}"
 
 

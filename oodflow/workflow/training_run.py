@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from oodflow import console
 from oodflow.data.batches import Batches
@@ -23,6 +22,7 @@ from oodflow.evaluation.validation import Validation
 from oodflow.experiment import Experiment
 from oodflow.files import STATE_FOLDER
 from oodflow.models.likelihood import LikelihoodModel
+from oodflow.options import TrainingOptions
 from oodflow.tracking import runs
 from oodflow.tracking.delivery import delivering
 from oodflow.tracking.journal import JOURNAL_FILE, RECORD_FILE, append_report, tell, write_record
@@ -30,7 +30,6 @@ from oodflow.training.checkpoint import save_model, save_training
 from oodflow.training.distributed import broadcast, world
 from oodflow.training.interruption import Checkpoints
 from oodflow.training.loop import Trainer, TrainingReport, initialise, new_model
-from oodflow.workflow.own_run import ended_on_error
 from oodflow.workflow.run_state import (
     WEIGHTS,
     deliver_weights,
@@ -82,12 +81,12 @@ def train_run(
                 f"{plan.name}: starts from the beginning, since run {other} is not in this store; "
                 f"`oodflow runs sync {other}` brings it here"
             )
-        claimed = bool(session.claimed) and not parent
-        run_id = runs.start(store, plan.name, tags, parent, session.claimed if claimed else "")
-    # The lock comes first: whose run is in other hands must not touch its status.
+        project_run = "" if parent else session.project_run
+        run_id = runs.start(store, plan.name, tags, parent, project_run)
+    # The lock comes first: the status of a run that another process makes is not touched.
     with (
         locked(STATE_FOLDER / run_id) as folder,
-        ended_on_error(store, run_id),
+        runs.ended_on_error(store, run_id),
         keeping(store, folder),
     ):
         if not (previous and runs.get(store, run_id).registered):
@@ -210,7 +209,7 @@ def _train(
         _say_result(plan, [report.metrics for report in reports], steps)
 
 
-def train_along(given: Mapping[str, Any]) -> None:
+def train_along(options: TrainingOptions) -> None:
     """What the processes but the first do: take part in each of its trainings and scorings.
 
     They learn from it what is trained and from where on, or what is scored, until it has no more
@@ -219,7 +218,7 @@ def train_along(given: Mapping[str, Any]) -> None:
     session: Session | None = None
     for work in iter(lambda: broadcast(None), None):
         # Not before: by now the first process has made the store and prepared the datasets.
-        session = session or open_session(given)
+        session = session or open_session(options)
         if isinstance(work, Scoring):
             score_together(session, work)
             continue

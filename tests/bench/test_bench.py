@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -11,22 +12,33 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from oodflow.bench.command import measure
+from oodflow.bench import machine, timed_training
 from oodflow.bench.machine import arithmetic, kept_bytes, matmul_peak, peak_memory
+from oodflow.bench.measurement import measure
 from oodflow.errors import UserError
 from oodflow.models.form import computed_as
 from oodflow.models.glow import Glow
 from oodflow.models.likelihood import LikelihoodModel
 from oodflow.models.tarflow import TarFlow
-from oodflow.options import BENCH
+from oodflow.options import BenchOptions
 from oodflow.presets import PRESETS
 
 CPU = torch.device("cpu")
 SMALL = {"depth": 1, "hidden": 4, "batch_size": 4, "steps": 2, "device": "cpu"}
 
 
-def options(**given: Any) -> dict[str, Any]:
-    return {each.name: each.default for each in BENCH.options()} | SMALL | given
+def options(**given: Any) -> BenchOptions:
+    return BenchOptions(**(SMALL | given))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_measurements() -> Iterator[None]:
+    """Less is timed than a measurement needs that is to mean something."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "SIZES", {"cpu": 256})
+        patch.setattr(machine, "COPIED", {"cpu": 2**20})
+        patch.setattr(timed_training, "VALIDATION_IMAGES", 20)
+        yield
 
 
 # What a computation asks of a device

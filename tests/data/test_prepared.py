@@ -106,6 +106,7 @@ def test_an_interrupted_preparation_leaves_what_was_there(small, tmp_path, monke
     assert load("sketch-shapes", "train", tmp_path).digest == before.digest
 
 
+@pytest.mark.long
 def test_a_killed_preparation_leaves_no_data_and_the_next_one_makes_them(tmp_path):
     code = (
         "import sys; from pathlib import Path; from oodflow.data.images import prepare; "
@@ -127,6 +128,7 @@ def test_a_killed_preparation_leaves_no_data_and_the_next_one_makes_them(tmp_pat
     assert not unfinished.exists()
 
 
+@pytest.mark.long
 def test_processes_that_start_together_prepare_once(tmp_path):
     code = (
         "import sys; from pathlib import Path; from oodflow.data.images import load; "

@@ -135,11 +135,20 @@ def test_digits_are_the_smoother_images_and_the_general_set_is_between():
     assert rough["sketch-digits"] < rough["sketch-general"] < rough["sketch-letters"]
 
 
-def test_painting_mixes_ground_and_fill_by_the_mask():
-    ground = np.full((1, 3, 1, 3), 10, np.uint8)
-    fill = np.full((1, 3, 1, 1), 210, np.uint8)
-    mask = np.array([[[0, 255, 51]]])
-    assert sketch._paint(ground, fill, mask)[0, 2, 0].tolist() == [10, 210, 50]
+def test_painting_mixes_ground_and_fill_by_the_mask(monkeypatch):
+    def painted(cover: int) -> np.ndarray:
+        monkeypatch.setattr(
+            sketch, "place", lambda tiles, rng, **_: np.full((len(tiles), SIDE, SIDE), cover)
+        )
+        return sketch.generate("sketch-digits", "test", 20)["pixels"].astype(int)
+
+    ground, fill = painted(0), painted(255)
+    # A digit has one colour, and what is behind it has many.
+    assert (fill == fill[..., :1, :1]).all()
+    assert all(len(np.unique(each)) > 3 for each in ground)
+    for cover in (1, 51, 128, 254):
+        exact = ground * (1 - cover / 255) + fill * cover / 255
+        assert np.array_equal(painted(cover), np.rint(exact))
 
 
 def test_a_prepared_fold_is_the_generated_one(small, tmp_path):

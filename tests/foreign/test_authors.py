@@ -205,7 +205,8 @@ def change(name: str, **attributes: Any) -> Callable[[nn.Module], None]:
     def apply(model: nn.Module) -> None:
         part = next(part for part in model.modules() if type(part).__name__ == name)
         for attribute, value in attributes.items():
-            part._parameters.pop(attribute, None)
+            if attribute in dict(part.named_parameters(recurse=False)):
+                delattr(part, attribute)
             setattr(part, attribute, value)
 
     return apply

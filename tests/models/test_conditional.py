@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from oodflow.errors import UserError
+from oodflow.foreign.glow_pytorch import convert_public_state, infer_public_shape
 from oodflow.models.conditional import (
     ConditionalGlow,
-    convert_public_state,
-    infer_public_shape,
 )
 
 State = dict[str, Tensor]

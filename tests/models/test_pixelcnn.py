@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from oodflow.errors import UserError
+from oodflow.foreign.pixelcnn_pp import convert_public_state, infer_public_shape
 from oodflow.models.logistic_mixture import level_log_probs, sample_pixels, scale_levels
-from oodflow.models.pixelcnn import PixelCNN, convert_public_state, infer_public_shape
+from oodflow.models.pixelcnn import PixelCNN
 
 PARITY = Path(__file__).parent / "parity"
 NORM = "parametrizations.weight.original"

@@ -9,7 +9,14 @@ import pytest
 from oodflow.cli import cli
 from oodflow.data.catalog import lookup
 from oodflow.errors import UserError
-from oodflow.options import ENTRY_POINTS
+from oodflow.options import (
+    ENTRY_POINTS,
+    AnalyseOptions,
+    FinetuneOptions,
+    ReportOptions,
+    TrainOptions,
+    options_of,
+)
 from oodflow.plans.plan import RUN_OPTIONS, built_in, parse_plan, read_plan
 from oodflow.plans.tasks import TRAINING, expand
 
@@ -126,15 +133,21 @@ def test_what_looks_at_all_runs_comes_after_all_tasks_before_it_and_nothing_else
 
 def test_options_are_defaults_then_those_of_the_plan_the_step_and_each():
     tasks = {task.name: task.options for task in small()}
-    defaults = {each.name: each.default for each in ENTRY_POINTS["finetune"].options()}
-    own = {"steps": 7, "temperature": 500.0, "dataset": "sketch-digits", "outlier_loss": "binary"}
-    expected = {**defaults, **own, "seeds": "9", "resume": True}
-    assert tasks["loss · sketch-digits · binary · seed 9"] == expected
+    assert tasks["loss · sketch-digits · binary · seed 9"] == FinetuneOptions(
+        steps=7,
+        temperature=500.0,
+        dataset="sketch-digits",
+        outlier_loss="binary",
+        seeds=(9,),
+        resume=True,
+    )
     # The hash of an experiment tells 500 from 500.0.
-    assert type(tasks["loss · sketch-digits · binary · seed 9"]["temperature"]) is float
-    assert tasks["general · seed 5"]["steps"] == 20
-    assert tasks["general · seed 5"]["dataset"] == "sketch-general"
-    assert tasks["analysis"]["subset"] == 40 and "subset" not in tasks["report"]
+    assert type(tasks["loss · sketch-digits · binary · seed 9"].temperature) is float
+    assert tasks["general · seed 5"] == TrainOptions(
+        steps=20, dataset="sketch-general", seeds=(5,), resume=True
+    )
+    assert tasks["analysis"] == AnalyseOptions(subset=40)
+    assert tasks["report"] == ReportOptions()
 
 
 def test_other_seeds_stand_in_place_of_the_plans():
@@ -149,9 +162,10 @@ def test_values_and_overrides_are_laid_over_every_task_that_has_the_option():
     assert [task.name for task in laid] == [task.name for task in plain]
     for task in laid:
         training = task.entry_point in TRAINING
-        assert task.options.get("steps") == (2 if training else None)
-        assert task.options.get("limit") == (None if task.entry_point == "report" else 64)
-    assert laid[0].options["dataset"] == laid[14].options["dataset"] == "tiny"
+        assert getattr(task.options, "steps", None) == (2 if training else None)
+        limited = not isinstance(task.options, ReportOptions)
+        assert getattr(task.options, "limit", None) == (64 if limited else None)
+    assert laid[0].options.dataset == laid[14].options.dataset == "tiny"
     with pytest.raises(UserError, match="'universal'; available: general"):
         small(values={"universal": "tiny"})
 
@@ -159,8 +173,8 @@ def test_values_and_overrides_are_laid_over_every_task_that_has_the_option():
 def test_depth_and_hidden_are_laid_over_densities_only():
     for task in expand(read_plan("sketch"), overrides={"depth": 1, "hidden": 8}):
         if task.entry_point in TRAINING:
-            sizes = task.options["depth"], task.options["hidden"]
-            assert sizes == (("auto",) * 2 if task.step == "classifier" else (1, 8))
+            sizes = task.options.depth, task.options.hidden
+            assert sizes == ((None, None) if task.step == "classifier" else (1, 8))
 
 
 def test_tasks_can_be_sent_to_other_processes():
@@ -275,9 +289,20 @@ def test_a_built_in_plan_sets_options_that_its_entry_points_take(name):
     tasks = expand(read_plan(name))
     assert {task.entry_point for task in tasks} <= set(RUN_OPTIONS)
     for task in tasks:
-        words = [f"--{key.replace('_', '-')}={value}" for key, value in task.options.items()]
-        command = cli.commands[task.entry_point]
-        assert command.make_context(task.entry_point, words).params == task.options, task.name
+        kind = ENTRY_POINTS[task.entry_point].options
+        given = {each.name: getattr(task.options, each.name) for each in options_of(kind)}
+        words = [f"--{key.replace('_', '-')}={word(value)}" for key, value in given.items()]
+        parsed = cli.commands[task.entry_point].make_context(task.entry_point, words).params
+        assert kind(**parsed) == task.options, task.name
+        for key, value in given.items():
+            assert type(parsed[key]) is type(value), (task.name, key)
+
+
+def word(value) -> str:
+    """A value as it is written on the command line."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "auto" if value is None else str(value)
 
 
 @pytest.mark.parametrize("name", built_in())
@@ -299,15 +324,15 @@ def trainings(name: str) -> dict[tuple, set]:
             given, init = task.options, "scratch"
             if "init" in task.needs:
                 start = tasks[task.needs["init"]].options
-                assert start["model"] == given["model"]
-                init = START[lookup(start["dataset"]).role]
+                assert start.model == given.model
+                init = START[lookup(start.dataset).role]
             key = (
-                given["model"],
-                given["dataset"],
+                given.model,
+                given.dataset,
                 init,
-                given.get("outlier_loss", "none"),
-                given.get("outlier_dataset", "auto"),
-                "supervised" if given.get("supervised") else "unsupervised",
+                getattr(given, "outlier_loss", "none"),
+                getattr(given, "outlier_dataset", "auto"),
+                "supervised" if getattr(given, "supervised", False) else "unsupervised",
             )
             assert task.seed not in found.setdefault(key, set()), key
             found[key].add(task.seed)
@@ -371,12 +396,12 @@ def test_curves_compare_equal_numbers_of_updates_and_scores_with_the_general_mod
     tasks = {task.name: task for task in expand(read_plan(name))}
     for task in tasks.values():
         if task.step in ("scratch", "finetuned", "own-finetuned"):
-            assert task.options["steps"] == (300 if name == "sketch" else "auto")
+            assert task.options.steps == (300 if name == "sketch" else None)
         if task.step in ("scratch", "own-finetuned"):
             assert task.needs["general"] == "general · seed 1"
         if task.step == "own-finetuned":
             own = tasks[task.needs["init"]]
-            assert (own.options["dataset"], own.seed) == (task.options["dataset"], task.seed)
+            assert (own.options.dataset, own.seed) == (task.options.dataset, task.seed)
 
 
 @pytest.mark.parametrize("name", ["sketch", "paper"])
@@ -387,7 +412,7 @@ def test_diff_outlier_contrasts_with_the_plain_model_of_its_dataset_and_seed(nam
         if task.step == "diff-outlier":
             plain = tasks[task.needs["general"]]
             assert plain.step == "finetuned" and plain.seed == task.seed
-            assert plain.options["dataset"] == task.options["outlier_dataset"]
+            assert plain.options.dataset == task.options.outlier_dataset
         if task.step == "diff-outlier-scores":
             plain, general = tasks[task.needs["run"]], tasks[task.needs["general_outlier"]]
             assert general.needs["general"] == plain.name
@@ -402,8 +427,8 @@ def test_plain_models_are_compared_with_every_general_distribution_and_fold(name
     for task in tasks.values():
         if task.entry_point == "evaluate" and task.step != "diff-outlier-scores":
             general = tasks.get(task.needs.get("general", ""))
-            model = general.options["model"] if general else task.options["general"]
-            key = model, task.options["inlier_fold"]
+            model = general.options.model if general else task.options.general
+            key = model, task.options.inlier_fold
             compared.setdefault(key, set()).add(task.needs["run"])
     plain = {task.name for task in tasks.values() if task.step == "finetuned"}
     keys = [("png", "test"), ("pixelcnn", "test"), ("glow", "train"), ("png", "train")]

@@ -97,6 +97,11 @@ def outcomes(store) -> dict[str, dict[str, str]]:
         return {row["task"]: row for row in csv.DictReader(file.read_text().splitlines())}
 
 
+def reproduce(workspace, *words: str, **variables: str):
+    """The command in this process, which does one task after the other."""
+    return workspace.oodflow("reproduce", "--workers", "1", *words, **variables)
+
+
 def ids(store) -> set[str]:
     return {run.run_id for run in runs.find(store, {})}
 
@@ -107,10 +112,10 @@ def made(quickstart, tmp_path_factory):
     workspace = quickstart[0].clone(tmp_path_factory.mktemp("reproduce") / "workspace")
     plan = written(workspace, PLAN)
     before = ids(workspace.store())
-    dry = workspace.oodflow("reproduce", "--plan", plan, "--dry-run")
+    dry = reproduce(workspace, "--plan", plan, "--dry-run")
     assert ids(workspace.store()) == before
-    done = workspace.oodflow("reproduce", "--plan", plan)
-    after = workspace.oodflow("reproduce", "--plan", plan, "--dry-run")
+    done = reproduce(workspace, "--plan", plan)
+    after = reproduce(workspace, "--plan", plan, "--dry-run")
     return workspace, before, dry, done, after
 
 
@@ -186,15 +191,58 @@ def test_what_a_task_builds_on_is_the_run_that_the_plan_names(made):
     assert rows["scratch · seed 1"].tags["general_run"] == general.run_id
 
 
+def parents(store) -> dict[tuple[str, str], tuple[str, set[str]]]:
+    """Dataset, outliers → parent of the seeds that were trained so, and its children."""
+    children: dict[str, set[str]] = {}
+    for run in runs.find(store, {}):
+        children.setdefault(run.parent, set()).add(run.run_id)
+    return {
+        (run.tags["dataset"], run.tags["outlier_dataset"]): (run.run_id, children[run.run_id])
+        for run in runs.find(store, {"kind": "seeds"})
+        if run.run_id in children
+    }
+
+
+def test_a_setting_with_several_seeds_has_a_parent_and_one_with_a_single_seed_has_none(made):
+    """Trained are both seeds of four settings, of which the quickstart made two already."""
+    store = made[0].store()
+    rows = {name: runs.get(store, row["run_id"]) for name, row in outcomes(store).items()}
+    expected = {
+        (dataset, outliers): {rows[f"{step} · seed {seed}"].run_id for seed in (1, 2)}
+        for step, dataset, outliers in (
+            ("finetuned · sketch-shapes", "sketch-shapes", ""),
+            ("finetuned · sketch-letters", "sketch-letters", ""),
+            ("diff-outlier · sketch-shapes", "sketch-general", "sketch-shapes"),
+            ("diff-outlier · sketch-letters", "sketch-general", "sketch-letters"),
+        )
+    }
+    found = parents(store)
+    # The quickstart's outlier loss is not in this plan.
+    assert {key: found[key][1] for key in expected} == expected
+    assert set(found) - set(expected) == {("sketch-shapes", "sketch-general")}
+    assert not rows["general · seed 1"].parent and not rows["scratch · seed 1"].parent
+    for parent, children in found.values():
+        run = runs.get(store, parent)
+        assert (run.status, run.tags["seeds"], run.registered) == ("FINISHED", "1,2", False)
+        one, other = (runs.get(store, child).metrics for child in children)
+        # The scores that were added to a finished run are in it.
+        for name in one.keys() & other.keys():
+            values = one[name], other[name]
+            assert run.metrics[f"{name}/mean"] == pytest.approx(np.mean(values), abs=1e-12)
+            assert run.metrics[f"{name}/std"] == pytest.approx(np.std(values, ddof=1), abs=1e-12)
+        assert any("auroc" in name for name in one) == (run.tags["role"] == "in_distribution")
+
+
 def test_a_second_call_makes_nothing_and_takes_the_run_that_mlflow_has_made(made):
     workspace = made[0]
     store = workspace.store()
-    before = ids(store)
+    before, grouped = ids(store), parents(store)
     claimed = store.client.create_run(store.experiment_id).info.run_id
-    outcome = workspace.oodflow("reproduce", "--plan", "plan.yaml", MLFLOW_RUN_ID=claimed)
+    outcome = reproduce(workspace, "--plan", "plan.yaml", MLFLOW_RUN_ID=claimed)
     assert outcome.code == 0 and outcome.err == ""
     assert "16 of 16 tasks are there already" in outcome.out and "/16]" not in outcome.out
     assert ids(store) == before | {claimed}
+    assert parents(store) == grouped
     record = runs.get(store, claimed)
     assert (record.tags["kind"], record.tags["registered"]) == ("reproduce", "false")
     assert record.status == "FINISHED"
@@ -204,16 +252,17 @@ def test_a_second_call_makes_nothing_and_takes_the_run_that_mlflow_has_made(made
 
 def test_the_quickstart_is_a_plan_of_which_everything_is_there(quickstart, tiny):
     words = ("--plan", "quickstart", "--seeds", "1,2", *tiny, "--dry-run")
-    outcome = quickstart[0].oodflow("reproduce", *words)
+    outcome = reproduce(quickstart[0], *words)
     assert outcome.code == 0, outcome.err
     everything = {s: int(row["tasks"]) for s, row in table(outcome.out).items() if s != "all"}
     assert counts(outcome.out, "each time") == {"analysis": 1, "report": 1}
     assert counts(outcome.out, "there") | {"analysis": 1, "report": 1} == everything
 
 
+@pytest.mark.long
 def test_a_dry_run_of_the_sketch_plan_measures_what_no_run_tells(blank, quickstart, tiny):
     """``quickstart`` has filled the data folder."""
-    outcome = blank.oodflow("reproduce", *tiny, "--dry-run")
+    outcome = reproduce(blank, *tiny, "--dry-run")
     assert outcome.code == 0, outcome.err
     tasks = expand(read_plan("sketch"))
     assert table(outcome.out)["all"]["tasks"] == str(len(tasks))
@@ -254,7 +303,7 @@ def failed(quickstart, tmp_path_factory):
     with: {{general: png, ood: sketch-digits}}
     from: {{run: finetuned}}
 """)  # fmt: skip
-    return workspace, broken, absent, workspace.oodflow("reproduce", "--plan", plan)
+    return workspace, broken, absent, reproduce(workspace, "--plan", plan)
 
 
 def by_state(store) -> dict[str, set[str]]:
@@ -298,7 +347,7 @@ def test_once_it_is_mended_the_same_command_does_the_rest(failed):
     before = outcomes(workspace.store())
     (broken / "torn.png").unlink()
     fill(absent, 40)
-    outcome = workspace.oodflow("reproduce", "--plan", "plan.yaml")
+    outcome = reproduce(workspace, "--plan", "plan.yaml")
     assert outcome.code == 0, outcome.err
     after = outcomes(workspace.store())
     assert {row["state"] for row in after.values()} == {"there"}
@@ -324,17 +373,17 @@ UNTUNED = """
 
 def test_what_fails_at_once_is_known_in_a_dry_run(trained):
     plan = written(trained, HEAD + UNTUNED)
-    dry = trained.oodflow("reproduce", "--plan", plan, "--dry-run")
+    dry = reproduce(trained, "--plan", plan, "--dry-run")
     assert dry.code == 0
     assert "tuned · seed 1 cannot be done yet: no registered study" in dry.out
     assert "absent: cifar10: Run `oodflow datasets prepare cifar10 --download`" in dry.out
-    outcome = trained.oodflow("reproduce", "--plan", plan)
+    outcome = reproduce(trained, "--plan", plan)
     assert outcome.code == 1 and "tuned · seed 1: no registered study" in outcome.err
 
 
 def test_steps_that_are_named_are_done_and_no_others(blank):
     words = ("--plan", written(blank, PLAN), "--only", "finetuned, png")
-    outcome = blank.oodflow("reproduce", *words)
+    outcome = reproduce(blank, *words)
     assert outcome.code == 1
     assert set(table(outcome.out)) == {"finetuned", "png", "all"}
     found = outcomes(blank.store())
@@ -342,21 +391,26 @@ def test_steps_that_are_named_are_done_and_no_others(blank):
     assert found["finetuned · sketch-shapes · seed 2"]["reason"] == "builds on general · seed 1"
 
 
-def test_a_bug_in_a_task_is_a_failure_with_its_traceback(quickstart):
+def test_a_bug_in_a_task_is_a_failure_with_its_traceback(quickstart, monkeypatch):
+    def with_a_bug(*_):
+        return {}["model"]
+
+    monkeypatch.setattr("oodflow.plans.task_runs.make_plan", with_a_bug)
     workspace = quickstart[0]
     session = Session(workspace.store(), workspace.data, torch.device("cpu"), "")
     [task, *_] = expand(parse_plan("plan.yaml", PLAN))
-    outcome = attempt(session, replace(task, options={}), {})
-    assert outcome.state == FAILED and outcome.run_id == ""
+    outcome = attempt(session, task, {})
+    assert outcome.state == FAILED and outcome.run_id == "" and not outcome.mendable
     assert outcome.reason == "KeyError: 'model'"
-    assert "Traceback" in outcome.details and "scratch_plan" in outcome.details
+    assert "Traceback" in outcome.details and "with_a_bug" in outcome.details
 
 
+@pytest.mark.long
 def test_an_interruption_is_exit_code_130_and_the_same_command_goes_on(trained):
     longer = "entry_point: finetune\n    with: {steps: 40, report_every: 8}\n    each"
     plan = written(trained, PLAN.replace("entry_point: finetune\n    each", longer))
-    words = ("reproduce", "--plan", plan, "--only", "finetuned", "--seeds", "1")
-    process = trained.process(*words)
+    words = ("--plan", plan, "--only", "finetuned", "--seeds", "1")
+    process = trained.process("reproduce", "--workers", "1", *words)
     try:
         deadline = time.monotonic() + 120
         while not list((trained.folder / ".oodflow").glob("*/training.safetensors")):
@@ -374,9 +428,9 @@ def test_an_interruption_is_exit_code_130_and_the_same_command_goes_on(trained):
     store = trained.store()
     killed = {run.tags["kind"]: run for run in runs.find(store, {}, status="KILLED")}
     assert set(killed) == {"reproduce", "finetune"}
-    dry = trained.oodflow(*words, "--dry-run")
+    dry = reproduce(trained, *words, "--dry-run")
     assert counts(dry.out, "interrupted") == counts(dry.out, "missing") == {"finetuned": 1}
-    outcome = trained.oodflow(*words)
+    outcome = reproduce(trained, *words)
     assert outcome.code == 0, outcome.err
     assert "goes on at update" in outcome.out
     made = [runs.get(store, row["run_id"]) for row in outcomes(store).values()]
@@ -403,7 +457,7 @@ def test_bad_input_is_refused_in_one_line_before_any_run_is_made(blank, words, s
     written(blank, PLAN)
     broken = PLAN.replace("{dataset: sketch-general}", "{dataset: sketch-general, steps: many}", 1)
     (blank.folder / "broken.yaml").write_text(broken)
-    outcome = blank.oodflow("reproduce", *words.split())
+    outcome = reproduce(blank, *words.split())
     assert outcome.code == 2
     assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1
     assert [word for word in said if word not in outcome.err] == [], outcome.err
@@ -442,7 +496,7 @@ BINARY = """
 
 def test_a_measurement_tells_a_large_model_from_a_small_one():
     small = task(BINARY)
-    large = replace(small, options={**small.options, "depth": 4, "hidden": 128})
+    large = replace(small, options=replace(small.options, depth=4, hidden=128))
     seconds = [measure(each, torch.device("cpu")) for each in (small, large)]
     assert 0 < 3 * seconds[0] < seconds[1]
 

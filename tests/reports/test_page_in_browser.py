@@ -24,9 +24,12 @@ from reports.page import to_html
 from reports.published import beside, published_table
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="needs chromium and chromedriver, such as Debian's"
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        not (BROWSER and DRIVER), reason="needs chromium and chromedriver, such as Debian's"
+    ),
+]
 ARGUMENTS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run
     --disable-background-networking --disable-component-update --disable-sync"""
 WIDE, NARROW = 1280, 400

@@ -12,7 +12,8 @@ import pytest
 from mlflow import MlflowClient
 
 from oodflow.errors import UserError
-from oodflow.tracking.store import EXPERIMENT, experiment_of, open_store, tracking_uri
+from oodflow.tracking.run_info import tracking_uri
+from oodflow.tracking.store import EXPERIMENT, experiment_of, open_store
 
 
 @pytest.fixture
@@ -39,6 +40,7 @@ def test_a_new_store_gets_the_experiment_once(blank):
     assert named.count(EXPERIMENT) == 1
 
 
+@pytest.mark.long
 def test_processes_that_open_a_new_store_at_once_find_the_same_one(tmp_path):
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"
     code = (
@@ -120,6 +122,7 @@ def test_a_nonsense_address_is_refused(monkeypatch, tmp_path, uri):
         open_store()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["below a file", "a folder", "no database"])
 def test_a_file_that_cannot_be_a_store_is_refused_within_seconds(blank, kind):
     """In a process of its own, since mlflow tries again and again for minutes by itself."""

@@ -129,6 +129,7 @@ def of_two(tmp_path_factory) -> list[dict]:
     return [torch.load(folder / f"{number}.pt") for number in range(2)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("loss", "marked"), CASES)
 def test_two_processes_have_the_curve_and_the_weights_of_one(of_two, loss, marked) -> None:
     reports, weights = trained(loss, marked)
@@ -141,12 +142,14 @@ def test_two_processes_have_the_curve_and_the_weights_of_one(of_two, loss, marke
             assert torch.allclose(own_weights[name], tensor, rtol=1e-5, atol=1e-9), name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("loss", "marked"), CASES)
 def test_all_processes_have_the_same_bits(of_two, loss, marked) -> None:
     first, second = (process[loss, marked][1] for process in of_two)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loss", LOSSES)
 def test_processes_drop_and_skip_together(of_two, loss) -> None:
     """The counts are those of the marks, over the images of both; no update has bad gradients."""

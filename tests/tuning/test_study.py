@@ -64,8 +64,9 @@ def test_the_same_seed_gives_the_same_trials_and_a_resumed_study_goes_on_as_it_w
 
 def _work(folder, storage, wanted, seconds):
     def objective(trial):
+        value = value_of(trial)
         time.sleep(seconds)
-        return value_of(trial)
+        return value
 
     run(opened(folder, storage), folder, wanted, objective)
 
@@ -93,7 +94,7 @@ def test_a_killed_workers_trial_is_done_again_by_another(tmp_path, storage):
         time.sleep(0.02)
     while not study.get_trials()[0].params and time.monotonic() < until:
         time.sleep(0.02)
-    time.sleep(0.3)
+    assert study.get_trials()[0].params == START
     os.kill(victim.pid, signal.SIGKILL)
     victim.join()
     _work(tmp_path, storage, 6, 0.0)

@@ -1,17 +1,21 @@
 """``oodflow tune`` for real: SQLite studies, MLflow runs, processes that die."""
 
 import csv
-import os
+import itertools
 import re
 import shlex
 import signal
-import time
 
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState
 
+from oodflow.options import TuneOptions
 from oodflow.tracking import runs
+from oodflow.workflow.session import Session
+from tuning.objective import Pair
+from tuning.trial import new_job
 
 SHORT = "--depth 1 --hidden 8 --limit 64 --batch-size 16 --steps 4 --report-every 2 --images 16"
 
@@ -133,18 +137,32 @@ def test_no_test_fold_is_opened(trained, monkeypatch):
     assert asked and set(asked) == {"train"}
 
 
-def test_the_judged_outliers_are_not_trained_on(trained, monkeypatch):
-    import tuning.command as module
+def test_the_judged_outliers_are_not_trained_on(trained):
+    options = TuneOptions(
+        dataset="sketch-shapes", depth=1, hidden=8, limit=64, batch_size=16, images=16
+    )
+    session = Session(trained.store(), trained.data, torch.device("cpu"), "")
+    point = {"temperature": 1000.0, "outlier_weight": 6000.0}
+    job = new_job(session, options, Pair("sketch-shapes", 1.0), 1, point)
+    outliers = session.images("sketch-general", "train", 64).pixels
+    own = session.images("sketch-shapes", "train", 64).pixels
+    assert torch.equal(job.judged[0].pixels, own[:16])
+    assert torch.equal(job.judged[1].pixels, outliers[48:])
+    batches = [job.outliers.at(step) for step in range(job.outliers.steps_per_pass)]
+    passed = torch.cat([batch.images for batch in batches])
+    seen = {original(image, outliers) for image in passed}
+    assert len(passed) == 48 and seen == set(range(48))
 
-    jobs = []
-    real = module._job
-    monkeypatch.setattr(module, "_job", lambda *a: jobs.append(real(*a)) or jobs[-1])
-    assert tune(trained, "--trials 1").code == 0
-    [job] = jobs
-    held_out = {image.numpy().tobytes() for image in job.judged[1].pixels}
-    trained_on = {image.numpy().tobytes() for image in job.outliers._pixels}
-    assert len(job.judged[1].pixels) == 16 and len(job.outliers._pixels) == 48
-    assert not held_out & trained_on
+
+def original(image, images) -> int:
+    """Position of the image that is the same but for a shift of up to 3 pixels and a mirror."""
+    middle = images[:, :, 3:-3, 3:-3]
+    corners = itertools.product(range(7), repeat=2)
+    views = [flipped[:, y : y + 26, x : x + 26] for y, x in corners
+             for flipped in (image, image.flip(2))]  # fmt: skip
+    equal = (middle[:, None] == torch.stack(views)[None]).flatten(2).all(2).any(1)
+    [found] = equal.nonzero().flatten().tolist()
+    return found
 
 
 def test_an_absurd_weight_is_never_the_best(trained):
@@ -171,18 +189,14 @@ def test_margin_and_bpd_as_a_second_objective(trained):
     assert figures == ["figures/pareto-front.png"]
 
 
-def test_an_interrupted_study_goes_on_with_the_same_run(trained):
+@pytest.mark.long
+def test_an_interrupted_study_goes_on_with_the_same_run(trained, fork):
     words = ["tune", *SHORT.split(), "--trials", "4", "--steps", "200", "--report-every", "50"]
-    process = trained.process(*words)
+    command = fork(trained, words)
     database = trained.folder / "optuna.db"
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        if database.exists() and runs.find(trained.store(), {"kind": "trial"}):
-            break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    command.when(lambda: database.exists() and runs.find(trained.store(), {"kind": "trial"}))
+    command.send(signal.SIGINT)
+    assert command.ended() == 130, command.err
     [parent] = runs.find(trained.store(), {"kind": "tune"})
     assert parent.status == "KILLED"
     assert trained.oodflow(*words[:-6], "--trials", "3", *words[-4:]).code == 0
@@ -193,19 +207,13 @@ def test_an_interrupted_study_goes_on_with_the_same_run(trained):
     assert re.search("interrupted", str([t.user_attrs for t in trials]))
 
 
-def test_two_processes_share_a_study_and_one_of_them_may_die(trained):
+@pytest.mark.long
+def test_two_processes_share_a_study_and_one_of_them_may_die(trained, fork):
     words = ["tune", *SHORT.split(), "--trials", "6", "--steps", "60", "--report-every", "20"]
-    # One thread each: two processes of two threads on two cores wait for each other.
-    workers = [trained.process(*words, OMP_NUM_THREADS="1") for _ in range(2)]
-    until = time.monotonic() + 90
-    while time.monotonic() < until:
-        if len(runs.find(trained.store(), {"kind": "trial"})) >= 2:
-            break
-        time.sleep(0.05)
-    os.kill(workers[0].pid, signal.SIGKILL)
-    workers[0].communicate()
-    _, err = workers[1].communicate(timeout=120)
-    assert workers[1].returncode == 0, err
+    first, second = (fork(trained, words) for _ in range(2))
+    first.when(lambda: len(runs.find(trained.store(), {"kind": "trial"})) >= 2)
+    first.send(signal.SIGKILL)
+    assert second.ended() == 0, second.err
     trials = study_of(trained).trials
     ended = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     assert len(ended) == 6

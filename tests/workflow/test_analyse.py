@@ -10,10 +10,10 @@ from sklearn.metrics import roc_auc_score
 
 from oodflow.data.batches import step_generator
 from oodflow.evaluation.fourier import derangement
-from oodflow.options import Analysis
+from oodflow.options import AnalyseOptions
 from oodflow.tracking import runs
 from oodflow.training.checkpoint import load_model
-from oodflow.workflow.analyse import analyse_run
+from oodflow.workflow.analyse import analyse
 from oodflow.workflow.session import Session
 
 LIMIT, SUBSET, TOP = 64, 300, 5
@@ -289,7 +289,7 @@ def test_folds_are_scikit_learns_aurocs_of_likelihoods_computed_by_hand(analysed
 
 
 def test_a_model_never_gets_more_images_than_a_batch(changeable):
-    """However many images are ranked, and the public function gives the runs' ids."""
+    """However many images are ranked, and the public function gives the runs."""
     store = changeable.store()
     session = Session(store, changeable.data, torch.device("cpu"), "")
     [run] = model_runs(store, model="glow", seed="1", outlier_loss="none")
@@ -298,11 +298,12 @@ def test_a_model_never_gets_more_images_than_a_batch(changeable):
         session.model(each).model.register_forward_pre_hook(
             lambda _, given: sizes.append(len(given[0]))
         )
-    chosen = Analysis("all", "auto", "auto", TOP, 1100, LIMIT, "cpu", "auto")
-    [made] = analyse_run(session, run, chosen, ["extremes"])
-    assert runs.get(store, made).metrics["extremes/images"] == 1100
+    chosen = AnalyseOptions(what="extremes", run=run.run_id, top=TOP, subset=1100, limit=LIMIT)
+    [made] = analyse(session, chosen)
+    assert made.metrics["extremes/images"] == 1100
     assert max(sizes) <= 250 and sum(sizes) == 2 * 1100
-    assert analyse_run(session, run, chosen, ["extremes"]) == [made]
+    [again] = analyse(session, chosen)
+    assert again.run_id == made.run_id
 
 
 # Repetition, choice of models, and what is refused
@@ -352,6 +353,7 @@ def test_the_other_families_are_represented_by_their_newest_model(changeable, ti
     assert new.run_id in others and older.run_id not in others
 
 
+@pytest.mark.long
 def test_one_analysis_of_one_run_is_the_run_that_mlflow_has_made(changeable):
     store = changeable.store()
     [run] = model_runs(store, model="glow", seed="2", outlier_loss="binary")

@@ -15,6 +15,8 @@ import pytest
 
 from oodflow.tracking import runs
 
+pytestmark = pytest.mark.long
+
 KILLS = int(os.environ.get("OODFLOW_TEST_KILLS", "4"))
 OPTIONS = ("--depth", "1", "--hidden", "8", "--limit", "64", "--batch-size", "16", "--seeds", "7")
 # A report every other update: half of the time goes into checkpoints and logging.

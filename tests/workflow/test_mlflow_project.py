@@ -10,6 +10,8 @@ import pytest
 
 from oodflow.tracking import runs
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 SEEDS = {"dataset": "sketch-letters", "seeds": "1,2", "steps": "4", "report_every": "2"}
 SEEDS |= {"depth": "1", "hidden": "8", "limit": "64", "batch_size": "16"}

@@ -14,45 +14,18 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
-from safetensors.torch import load_file
 
 from oodflow.tracking import runs
+
+pytestmark = pytest.mark.long
 
 TINY = ("--depth", "1", "--hidden", "8", "--limit", "64", "--batch-size", "16", "--seeds", "7")
 TRAIN = ("train", "--dataset", "sketch-general", *TINY, "--steps", "60", "--report-every", "5")
 FINETUNE = ("finetune", "--outlier-loss", "binary", *TINY, "--steps", "40", "--report-every", "4")
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What one run came to: its weights, and each metric's values by step as they were logged."""
-
-    weights: dict
-    history: dict[str, list[tuple[int, float]]]
-
-
-def result(workspace) -> Trained:
-    store = workspace.store()
-    [run] = [run for run in runs.find(store, {"seed": "7"}) if run.registered]
-    with runs.artifact(store, run.run_id, "checkpoints/model.safetensors") as path:
-        weights = load_file(path)
-    history = {
-        name: [(m.step, m.value) for m in store.client.get_metric_history(run.run_id, name)]
-        for name in run.metrics
-        if name.startswith(("train/", "valid/"))
-    }
-    return Trained(weights, history)
-
-
-def assert_same(resumed: Trained, uninterrupted: Trained) -> None:
-    assert resumed.weights.keys() == uninterrupted.weights.keys()
-    for name, tensor in uninterrupted.weights.items():
-        assert resumed.weights[name].equal(tensor), name
-    assert resumed.history == uninterrupted.history
-
-
 @pytest.fixture(scope="module")
-def uninterrupted(blank_workspace, quickstart, tmp_path_factory) -> dict[str, Trained]:
+def uninterrupted(blank_workspace, quickstart, trained_run, tmp_path_factory):
     """Both trainings from beginning to end. The quickstart before has filled the data folder."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     found = {}
@@ -60,7 +33,7 @@ def uninterrupted(blank_workspace, quickstart, tmp_path_factory) -> dict[str, Tr
         workspace = start.clone(folder / words[0])
         outcome = workspace.oodflow(*words)
         assert outcome.code == 0, outcome.err
-        found[words[0]] = result(workspace)
+        found[words[0]] = trained_run(workspace.store())
     return found
 
 
@@ -96,35 +69,38 @@ def is_evaluated(workspace) -> bool:
     return any(workspace.folder.glob("mlruns/*/*/artifacts/checkpoints/model.safetensors"))
 
 
-def stopped(workspace, words, moment, sign=signal.SIGKILL, delay=0.0):
-    """Start a command, send a signal at a moment and some seconds; its exit code and stderr."""
-    process = workspace.process(*words)
-    try:
-        deadline = time.monotonic() + 120
-        while not moment(workspace):
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
+@pytest.fixture(scope="session")
+def stopped(fork):
+    """``stopped(workspace, words, moment)`` sends a command a signal at a moment and some seconds.
+
+    What comes back is its exit code and what it said.
+    """
+
+    def stop(workspace, words, moment, sign=signal.SIGKILL, delay=0.0):
+        command = fork(workspace, words)
+        command.when(lambda: moment(workspace))
         time.sleep(delay)
-        process.send_signal(sign)
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    return process.returncode, err
+        command.send(sign)
+        return command.ended(), command.err
+
+    return stop
 
 
-def test_killed_before_the_first_report_and_resumed(blank, uninterrupted):
+def test_killed_before_the_first_report_and_resumed(blank, stopped, uninterrupted, trained_run):
     code, _ = stopped(blank, TRAIN, has_begun)
     assert code == -signal.SIGKILL
     assert updates_done(blank) < 60
     assert blank.oodflow(*TRAIN, "--resume").code == 0
-    assert_same(result(blank), uninterrupted["train"])
+    trained_run(blank.store()).equals(uninterrupted["train"])
 
 
-def test_killed_twice_at_any_moment_of_a_finetuning_and_resumed(trained, uninterrupted):
+def test_killed_twice_at_any_moment_of_a_finetuning_and_resumed(
+    trained, stopped, uninterrupted, trained_run
+):
     """The second time it is the resumed process that dies. The moments are random ones."""
+    times = uninterrupted["finetune"].times
     for after in (4, 20):
-        delay = random.uniform(0.0, 0.15)
+        delay = random.uniform(0.0, times[-1] - times[0]) / len(times)
         moment = partial(has_done, after)
         code, _ = stopped(trained, (*FINETUNE, "--resume"), moment, delay=delay)
         assert code == -signal.SIGKILL, f"after {after} updates and {delay} s"
@@ -132,16 +108,16 @@ def test_killed_twice_at_any_moment_of_a_finetuning_and_resumed(trained, uninter
     outcome = trained.oodflow(*FINETUNE, "--resume")
     assert outcome.code == 0, outcome.err
     assert "goes on at update" in outcome.out
-    assert_same(result(trained), uninterrupted["finetune"])
+    trained_run(trained.store()).equals(uninterrupted["finetune"])
 
 
-def test_killed_while_it_is_evaluated_and_resumed(blank, uninterrupted):
+def test_killed_while_it_is_evaluated_and_resumed(blank, stopped, uninterrupted, trained_run):
     code, _ = stopped(blank, TRAIN, is_evaluated)
     assert code == -signal.SIGKILL
     [run] = runs.find(blank.store(), {"seed": "7"})
     assert not run.registered
     assert blank.oodflow(*TRAIN, "--resume").code == 0
-    assert_same(result(blank), uninterrupted["train"])
+    trained_run(blank.store()).equals(uninterrupted["train"])
 
 
 @dataclass(frozen=True)
@@ -158,25 +134,16 @@ class Interrupted:
 
 
 @pytest.fixture(scope="module")
-def interrupted(blank_workspace, uninterrupted, tmp_path_factory) -> Interrupted:
+def interrupted(blank_workspace, fork, uninterrupted, tmp_path_factory) -> Interrupted:
     workspace = blank_workspace.clone(tmp_path_factory.mktemp("interrupted") / "workspace")
-    seen = {}
-
-    def second_process_tries(workspace) -> bool:
-        if updates_done(workspace) < 5:
-            return False
-        second = workspace.oodflow(*TRAIN, "--resume")
-        [run] = runs.find(workspace.store(), {"seed": "7"})
-        seen.update(
-            run_id=run.run_id,
-            second_code=second.code,
-            second_err=second.err,
-            status_after_second=run.status,
-        )
-        return True
-
-    code, err = stopped(workspace, TRAIN, second_process_tries, signal.SIGINT)
-    return Interrupted(workspace, **seen, code=code, err=err)
+    command = fork(workspace, TRAIN)
+    command.when(partial(has_done, 5, workspace))
+    second = workspace.oodflow(*TRAIN, "--resume")
+    [run] = runs.find(workspace.store(), {"seed": "7"})
+    command.send(signal.SIGINT)
+    return Interrupted(
+        workspace, run.run_id, second.code, second.err, run.status, command.ended(), command.err
+    )
 
 
 def test_a_second_process_on_the_same_run_is_refused(interrupted):
@@ -200,43 +167,46 @@ def test_ctrl_c_is_exit_code_130_one_line_and_a_killed_run(interrupted):
 
 
 def test_a_run_stopped_by_ctrl_c_is_resumed_to_the_same_numbers(
-    interrupted, uninterrupted, tmp_path
+    interrupted, uninterrupted, trained_run, tmp_path
 ):
     workspace = interrupted.workspace.clone(tmp_path / "workspace")
     outcome = workspace.oodflow(*TRAIN, "--resume")
     assert outcome.code == 0, outcome.err
     assert "goes on at update" in outcome.out
-    assert_same(result(workspace), uninterrupted["train"])
+    trained_run(workspace.store()).equals(uninterrupted["train"])
     assert not state_file(workspace)
 
 
-def test_a_job_that_is_terminated_between_two_reports_loses_no_update(blank_workspace, tmp_path):
-    words = [*TRAIN[: TRAIN.index("--steps")], "--steps", "400", "--report-every", "100"]
+def test_a_job_that_is_terminated_between_two_reports_loses_no_update(
+    blank_workspace, stopped, trained_run, tmp_path
+):
+    words = [*TRAIN[: TRAIN.index("--steps")], "--steps", "240", "--report-every", "60"]
     whole, ended = (blank_workspace.clone(tmp_path / name) for name in ("whole", "ended"))
     assert whole.oodflow(*words).code == 0
-    moment = partial(has_done, 100)
-    code, err = stopped(ended, words, moment, signal.SIGTERM, delay=0.2)
+    uninterrupted = trained_run(whole.store())
+    delay = 0.4 * (uninterrupted.times[-1] - uninterrupted.times[0]) / 3
+    code, err = stopped(ended, words, partial(has_done, 60), signal.SIGTERM, delay)
     assert code == 143
     [line] = err.strip().splitlines()
     assert line.startswith("error: ") and "--resume" in line
     done = updates_done(ended)
-    assert 100 < done < 400 and done % 100
+    assert 60 < done < 240 and done % 60
     [run] = runs.find(ended.store(), {"seed": "7"})
     assert run.status == "KILLED"
     outcome = ended.oodflow(*words, "--resume")
     assert outcome.code == 0, outcome.err
-    assert f"goes on at update {done} of 400" in outcome.out
-    assert_same(result(ended), result(whole))
+    assert f"goes on at update {done} of 240" in outcome.out
+    trained_run(ended.store()).equals(uninterrupted)
 
 
 def test_a_run_whose_state_was_lost_is_trained_anew_to_the_same_numbers(
-    interrupted, uninterrupted, tmp_path
+    interrupted, uninterrupted, trained_run, tmp_path
 ):
     workspace = interrupted.workspace.clone(tmp_path / "workspace")
     shutil.rmtree(workspace.folder / ".oodflow")
     outcome = workspace.oodflow(*TRAIN, "--resume")
     assert outcome.code == 0, outcome.err
-    assert_same(result(workspace), uninterrupted["train"])
+    trained_run(workspace.store()).equals(uninterrupted["train"])
 
 
 def test_a_damaged_state_is_refused_in_one_line(interrupted, tmp_path):
@@ -257,11 +227,10 @@ def test_without_resume_the_same_command_makes_another_run(interrupted, tmp_path
     assert statuses == ["FINISHED", "KILLED"]
 
 
-def test_resuming_a_finished_run_trains_nothing(blank_workspace, uninterrupted, tmp_path):
-    workspace = blank_workspace.clone(tmp_path / "workspace")
-    assert workspace.oodflow(*TRAIN).code == 0
-    before = result(workspace)
-    outcome = workspace.oodflow(*TRAIN, "--resume")
+def test_resuming_a_finished_run_trains_nothing(blank, trained_run):
+    assert blank.oodflow(*TRAIN).code == 0
+    before = trained_run(blank.store())
+    outcome = blank.oodflow(*TRAIN, "--resume")
     assert outcome.code == 0
     assert "already there" in outcome.out
-    assert_same(result(workspace), before)
+    trained_run(blank.store()).equals(before)

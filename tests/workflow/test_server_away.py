@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from oodflow.tracking import runs
 from oodflow.tracking.store import open_store
 
+pytestmark = pytest.mark.long
+
 OPTIONS = ("--depth", "1", "--hidden", "8", "--limit", "64", "--batch-size", "16", "--seeds", "7")
 TRAIN = ("train", "--dataset", "sketch-general", *OPTIONS, "--steps", "600", "--report-every", "5")
 SHORT = {("oodflow.tracking.delivery", "LAST_WAIT"): 2.0}

@@ -48,6 +48,7 @@ def result(workspace) -> tuple[dict[str, torch.Tensor], dict[str, list[tuple[int
     return weights, history
 
 
+@pytest.mark.long
 def test_interrupted_and_resumed_under_torchrun_it_is_the_run_of_one_process(
     blank_workspace, tmp_path
 ):
@@ -108,6 +109,7 @@ def assert_scored_as_by_one_process(workspace) -> None:
     pd.testing.assert_frame_equal(table, expected, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_an_error_of_the_first_process_ends_the_others(blank):
     process = under_torchrun(blank, *TRAIN, "--batch-size", "1")
     _, err = process.communicate(timeout=60)

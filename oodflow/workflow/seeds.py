@@ -1,0 +1,146 @@
+"""``oodflow train`` and ``oodflow finetune``: one run a seed, and a parent run over several.
+
+The parent has the mean and the sample standard deviation of every metric, and a table of the seeds.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from oodflow import console
+from oodflow.errors import UserError
+from oodflow.evaluation.metrics import mean_std
+from oodflow.options import FinetuneOptions, TrainOptions
+from oodflow.tracking import runs
+from oodflow.tracking.leases import leased_in_turn
+from oodflow.tracking.runs import RunInfo
+from oodflow.tracking.store import Store
+from oodflow.training.distributed import broadcast, process_group, rank
+from oodflow.workflow import results
+from oodflow.workflow.choose import diff_outlier_general
+from oodflow.workflow.evaluation_run import describe_run, evaluate_run
+from oodflow.workflow.planning import make_plan
+from oodflow.workflow.session import Session, available_device, open_session
+from oodflow.workflow.training_plan import TrainingPlan, model_name, run_tags
+from oodflow.workflow.training_run import train_along, train_run
+
+__all__ = ["command", "conclude", "finish", "group_seeds", "train"]
+
+DEFAULT_SEEDS = (1,)
+
+INHERITED = ("model", "dataset", "role", "setting", "outlier_loss", "outlier_dataset", "init")
+"""Tags that a parent run has from its seeds."""
+
+
+def command(options: TrainOptions | FinetuneOptions) -> None:
+    """Train as the options say: in this process, or in those that ``torchrun`` started.
+
+    Of several processes the first one alone makes plans, keeps and evaluates runs, and writes to
+    the store.
+    """
+    with process_group(available_device(options.device)) as device:
+        options = replace(options, device=str(device))
+        if rank():
+            train_along(options)
+            return
+        session = open_session(options)
+        finished = train(session, options)
+        results.show_runs(finished)
+        shown = finished[0].parent or finished[0].run_id
+        console.say(f"see it: {session.store.how_to_see(shown)}")
+        # Tells the others that there is nothing more to train.
+        broadcast(None)
+
+
+def train(session: Session, options: TrainOptions | FinetuneOptions) -> tuple[RunInfo, ...]:
+    """One registered run a seed; several seeds are nested in a parent run with their statistics."""
+    seeds = options.seeds or DEFAULT_SEEDS
+    plans = [make_plan(session, options, seed) for seed in seeds]
+    if len(plans) == 1:
+        return (finish(session, plans[0], resume=options.resume),)
+    name = f"{plans[0].name.rsplit(' · ', 1)[0]} · seeds {', '.join(map(str, seeds))}"
+    tags = _parent_tags(run_tags(plans[0]))
+    with runs.recording(session.store, name, tags, project_run=session.project_run) as parent:
+        finished = tuple(
+            finish(session, plan, resume=options.resume, parent=parent) for plan in plans
+        )
+        _log_statistics(session.store, parent, finished)
+    return finished
+
+
+def finish(session: Session, plan: TrainingPlan, *, resume: bool, parent: str = "") -> RunInfo:
+    """Train, evaluate, register and end one run."""
+    run_id = train_run(
+        session,
+        plan,
+        resume=resume,
+        parent=parent,
+        conclude=lambda run_id: conclude(session, plan, run_id),
+    )
+    return runs.get(session.store, run_id)
+
+
+def conclude(session: Session, plan: TrainingPlan, run_id: str) -> None:
+    """Evaluate, register and end a run that has its weights."""
+    run = runs.get(session.store, run_id)
+    diff_outlier = (
+        diff_outlier_general(session.store, run) if plan.role == "in_distribution" else None
+    )
+    evaluate_run(session, run, plan.general, diff_outlier, limit=plan.experiment.data.limit)
+    runs.register(session.store, run_id, model_name(plan))
+    describe_run(session, run_id)
+    runs.end(session.store, run_id, "FINISHED")
+
+
+def group_seeds(store: Store, finished: Sequence[RunInfo]) -> str:
+    """Nest finished runs that differ in their seed alone in one parent run; returns its id.
+
+    A parent that they have in common gets new statistics: evaluations may have added metrics. Runs
+    that were made one by one, or belong to different parents, get a parent of their own.
+    """
+    with leased_in_turn(store, f"seeds {finished[0].run_id}", f"seeds of {finished[0].name}"):
+        finished = [runs.get(store, run.run_id) for run in finished]
+        parents = {run.parent for run in finished}
+        parent = parents.pop() if len(parents) == 1 else ""
+        if not parent or not _is_parent_of(store, parent, finished):
+            seeds = ", ".join(run.tags["seed"] for run in finished)
+            name = f"{finished[0].name.rsplit(' · ', 1)[0]} · seeds {seeds}"
+            with runs.recording(store, name, _parent_tags(finished[0].tags)) as parent:
+                for run in finished:
+                    runs.nest(store, run.run_id, parent)
+        _log_statistics(store, parent, finished)
+    return parent
+
+
+def _is_parent_of(store: Store, parent: str, finished: Sequence[RunInfo]) -> bool:
+    """Whether a run is the parent of just these seeds."""
+    try:
+        known = runs.get(store, parent)
+    except UserError:
+        # It was deleted.
+        return False
+    return known.tags.get("seeds", "").split(",") == [run.tags["seed"] for run in finished]
+
+
+def _parent_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    own = {name: tags[name] for name in INHERITED if name in tags}
+    return own | {"kind": "seeds", "registered": "false"}
+
+
+def _log_statistics(store: Store, parent: str, finished: Sequence[RunInfo]) -> None:
+    """Mean and sample standard deviation of every metric over the seeds, and their table."""
+    table = pd.DataFrame([run.metrics for run in finished])
+    table.insert(0, "seed", [int(run.tags["seed"]) for run in finished])
+    table.insert(1, "run_id", [run.run_id for run in finished])
+    statistics: dict[str, float] = {}
+    for name in table.columns[2:]:
+        mean, std = mean_std(table[name].dropna())
+        statistics |= {f"{name}/mean": mean, f"{name}/std": std}
+    runs.log_metrics(store, parent, statistics)
+    runs.set_tags(store, parent, {"seeds": ",".join(run.tags["seed"] for run in finished)})
+    with tempfile.TemporaryDirectory(prefix="oodflow-") as folder:
+        table.to_csv(Path(folder) / "seeds.csv", index=False)
+        runs.log_artifacts(store, parent, Path(folder), "seeds")
