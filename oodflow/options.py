@@ -39,6 +39,7 @@ __all__ = [
     "ReproduceOptions",
     "RunListOptions",
     "RunOptions",
+    "SampleOptions",
     "ScoreOptions",
     "Seeds",
     "ShowOptions",
@@ -437,11 +438,24 @@ class DetectOptions(Options):
 
 
 @dataclass(frozen=True)
+class SampleOptions(Options):
+    """Samples"""
+
+    run: str = option("run id or models:/ URI", argument=True, required=True)
+    count: int = option("images", 64)
+    out: str = option("picture to write", "samples.png")
+    temperature: float = option("standard deviation of a flow's latents; lower: more likely images",
+                                1.0)  # fmt: skip
+    seed: int = option("seed of the draw", 0)
+    device: str = option("cpu, cuda, …", AUTO)
+
+
+@dataclass(frozen=True)
 class ImportOptions(Options):
     """Import"""
 
     file: str = option("checkpoint", argument=True, required=True)
-    format: str = option("authors, glow-pytorch or pixelcnn-pp", "", required=True)
+    format: str = option("authors, glow-pytorch, pixelcnn-pp or tarflow", "", required=True)
     dataset: str = option("dataset that the model was trained on", "")
     role: str = option("what the model is for", "in_distribution", ("in_distribution", "general"))
 
