@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, str] = {
     "datasets prepare": "oodflow.workflow.datasets:prepare_command",
     "datasets check": "oodflow.workflow.datasets:check_command",
     "score": "oodflow.workflow.score:command",
+    "sample": "oodflow.workflow.sample:command",
     "import-checkpoint": "oodflow.workflow.import_checkpoint:command",
 }
 """Name on the command line → ``module:function``. What it returns is the exit code, None for 0."""

@@ -23,6 +23,7 @@ from oodflow.options import (
     ReportOptions,
     ReproduceOptions,
     RunListOptions,
+    SampleOptions,
     ScoreOptions,
     ShowOptions,
     SyncOptions,
@@ -195,6 +196,11 @@ ENTRY_POINTS: Mapping[str, EntryPoint] = {
         details="Columns: file, log_prob (noise-free, nats over the 256 levels), scale1 …, "
         "last_scale, bpd. Files that cannot be read are listed at the end and make the exit "
         "code 1.",
+    ),
+    "sample": EntryPoint(
+        "Draw images from a run's model, as one picture.",
+        SampleOptions,
+        ("oodflow sample RUN_ID --count 64 --out grid.png",),
     ),
     "import-checkpoint": EntryPoint(
         "Turn a published checkpoint into a registered run; nothing in the file is executed.",

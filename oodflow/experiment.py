@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast, get_type_hints
 
 from oodflow.errors import UserError
@@ -36,6 +36,7 @@ MODELS = (
     "glow-local",
     "glow-dense",
     "pixelcnn",
+    "tarflow",
     "wide-resnet",
     "png",
     "webp",
@@ -47,23 +48,31 @@ OUTLIER_LOSSES = ("none", "binary", "margin")
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
+def added(value: Any) -> Any:
+    """A field that experiments before it do without: they have this value, and keep their hash."""
+    return field(default=value, metadata={"added": True})
+
+
 @dataclass(frozen=True)
 class Model:
     """Architecture of a model; fields that a family does not have are 0.
 
-    ``classes`` above 0 makes a Glow class-conditional; ``mixtures`` are PixelCNN++'s components.
+    ``classes`` above 0 makes a Glow class-conditional; ``mixtures`` are PixelCNN++'s components;
+    ``patch`` is the side of TarFlow's patches in pixels, ``layers`` how many each block has.
     """
 
     channels: int
     name: str
     """Model family, one of :data:`MODELS`."""
     depth: int
-    """Glow: steps a scale; PixelCNN++: blocks a stage; Wide-ResNet: depth."""
+    """Glow: steps a scale; PixelCNN++: blocks a stage; Wide-ResNet: depth; TarFlow: blocks."""
     hidden: int
-    """Glow: hidden channels; PixelCNN++: filters; Wide-ResNet: width."""
+    """Glow: hidden channels; PixelCNN++: filters; Wide-ResNet and TarFlow: width."""
     classes: int = 0
     mixtures: int = 0
     dropout: float = 0.0
+    patch: int = added(0)
+    layers: int = added(0)
 
 
 @dataclass(frozen=True)
@@ -135,8 +144,21 @@ Section = TypeVar("Section")
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
-    """The experiment as plain nested data, for JSON."""
-    return dataclasses.asdict(experiment)
+    """The experiment as plain nested data, for JSON; an added field only where it says something.
+
+    Thus an experiment has the dict, and the hash, that it had before the field was there.
+    """
+
+    def plain(value: Any) -> Any:
+        if not dataclasses.is_dataclass(value):
+            return value
+        return {
+            each.name: plain(getattr(value, each.name))
+            for each in dataclasses.fields(value)
+            if not ("added" in each.metadata and getattr(value, each.name) == each.default)
+        }
+
+    return plain(experiment)
 
 
 def from_dict(values: Mapping[str, Any]) -> Experiment:
@@ -144,7 +166,9 @@ def from_dict(values: Mapping[str, Any]) -> Experiment:
 
     def build(kind: type[Section], given: Any) -> Section:
         hints = get_type_hints(kind)
-        if not isinstance(given, Mapping) or set(given) != set(hints):
+        fields = dataclasses.fields(cast(Any, kind))
+        needed = {each.name for each in fields if "added" not in each.metadata}
+        if not isinstance(given, Mapping) or not needed <= set(given) <= set(hints):
             raise UserError(f"not an experiment of this version: {kind.__name__} holds {given!r}")
         return kind(
             **{
@@ -152,6 +176,7 @@ def from_dict(values: Mapping[str, Any]) -> Experiment:
                 if dataclasses.is_dataclass(hint)
                 else hint(given[name])
                 for name, hint in hints.items()
+                if name in given
             }
         )
 
@@ -184,5 +209,5 @@ def parameters(experiment: Experiment) -> dict[str, str]:
             else:
                 flat[(prefix or "experiment.") + name] = str(value)
 
-    walk("", to_dict(experiment))
+    walk("", dataclasses.asdict(experiment))
     return flat

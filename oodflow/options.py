@@ -39,6 +39,7 @@ __all__ = [
     "ReproduceOptions",
     "RunListOptions",
     "RunOptions",
+    "SampleOptions",
     "ScoreOptions",
     "Seeds",
     "ShowOptions",
@@ -304,7 +305,7 @@ class QuickstartOptions(TrainingOptions, WorkerOptions, ReportOptions):
 class ReproduceOptions(PlaceOptions, WorkerOptions):
     """Plan"""
 
-    plan: str = option("sketch, paper, quickstart, or the path of a YAML file", "sketch")
+    plan: str = option("sketch, paper, flows, quickstart, or the path of a YAML file", "sketch")
     dry_run: bool = option("only show which runs exist, which are missing, and their cost", False)
     only: str = option("comma-separated steps of the plan", "all")
     seeds: Seeds | None = option("comma-separated; auto: the plan's")
@@ -437,11 +438,24 @@ class DetectOptions(Options):
 
 
 @dataclass(frozen=True)
+class SampleOptions(Options):
+    """Samples"""
+
+    run: str = option("run id or models:/ URI", argument=True, required=True)
+    count: int = option("images", 64)
+    out: str = option("picture to write", "samples.png")
+    temperature: float = option("standard deviation of a flow's latents; lower: more likely images",
+                                1.0)  # fmt: skip
+    seed: int = option("seed of the draw", 0)
+    device: str = option("cpu, cuda, …", AUTO)
+
+
+@dataclass(frozen=True)
 class ImportOptions(Options):
     """Import"""
 
     file: str = option("checkpoint", argument=True, required=True)
-    format: str = option("authors, glow-pytorch or pixelcnn-pp", "", required=True)
+    format: str = option("authors, glow-pytorch, pixelcnn-pp or tarflow", "", required=True)
     dataset: str = option("dataset that the model was trained on", "")
     role: str = option("what the model is for", "in_distribution", ("in_distribution", "general"))
 

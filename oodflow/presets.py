@@ -40,6 +40,8 @@ class Preset:
     finetune_steps: int
     mixtures: int = 0
     dropout: float = 0.0
+    patch: int = 0
+    layers: int = 0
 
 
 QUICK_GLOW = Preset(
@@ -78,6 +80,17 @@ PRESETS: Mapping[tuple[str, str], Preset] = {
         weight_decay=0.0, warmup=0, report_every=0,
         epochs=120, scratch_steps=0, general_steps=120 * (50_000 // 16), finetune_steps=0,
     ),
+    ("tarflow", "quick"): Preset(
+        depth=4, layers=2, patch=4, hidden=64, batch_size=64, lr=2e-3, finetune_lr=2e-3,
+        weight_decay=1e-4, warmup=50, report_every=100,
+        epochs=0, scratch_steps=700, general_steps=700, finetune_steps=250,
+    ),
+    # Trained for 100 epochs, as for the published likelihoods; warmed up for one of CIFAR10.
+    ("tarflow", "paper"): Preset(
+        depth=8, layers=8, patch=2, hidden=768, batch_size=256, lr=1e-4, finetune_lr=1e-4,
+        weight_decay=1e-4, warmup=50_000 // 256, report_every=0,
+        epochs=100, scratch_steps=0, general_steps=100 * (50_000 // 256), finetune_steps=0,
+    ),
     ("wide-resnet", "quick"): Preset(
         depth=10, hidden=1, batch_size=64, lr=0.1, finetune_lr=0.1, weight_decay=5e-4,
         warmup=20, report_every=50,
@@ -91,7 +104,8 @@ PRESETS: Mapping[tuple[str, str], Preset] = {
     **{(name, preset): NOTHING for name in COMPRESSORS for preset in ("quick", "paper")},
 }  # fmt: skip
 """S4.1, S4.2 and S9 for the paper's settings; the quick ones show the effect in minutes on a CPU.
-PixelCNN++'s batch is that of its public implementation, 16."""
+PixelCNN++'s batch is that of its public implementation, 16; TarFlow's settings are those of its
+paper (arXiv:2412.06329)."""
 
 OUTLIER_WEIGHTS = {"binary": 6000.0, "margin": 1.0}
 """λ of S4.4, and the plain margin loss of S7.5."""
@@ -135,6 +149,8 @@ def architecture(options: ModelOptions, channels: int) -> Model:
         hidden=_positive("hidden", _or(options.hidden, preset.hidden)),
         mixtures=preset.mixtures,
         dropout=preset.dropout,
+        patch=preset.patch,
+        layers=preset.layers,
     )
 
 

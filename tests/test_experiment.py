@@ -22,6 +22,7 @@ from oodflow.experiment import (
     spec_hash,
     to_dict,
 )
+from oodflow.models.build import build_model
 from oodflow.options import (
     BenchOptions,
     EvaluateOptions,
@@ -95,6 +96,14 @@ def test_equal_values_have_equal_hashes_however_they_came_about():
     again = from_dict(dict(reversed(json.loads(backwards).items())))
     assert again == EXPERIMENT
     assert spec_hash(again) == spec_hash(EXPERIMENT)
+
+
+def test_fields_that_were_added_later_leave_older_hashes_as_they_were():
+    """The hash that this experiment had when a model had neither patches nor layers."""
+    assert spec_hash(EXPERIMENT) == "fd819e7f455ea0a9"
+    assert not {"patch", "layers"} & set(to_dict(EXPERIMENT)["model"])
+    patched = dataclasses.replace(EXPERIMENT, model=dataclasses.replace(EXPERIMENT.model, patch=4))
+    assert to_dict(patched)["model"] == to_dict(EXPERIMENT)["model"] | {"patch": 4}
 
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
@@ -183,6 +192,24 @@ def test_the_paper_preset_has_the_published_settings():
     assert experiment.optimisation.lr == 5e-4
     assert experiment.optimisation.weight_decay == 5e-5
     assert experiment.optimisation.steps == 250 * (50_000 // 64)
+
+
+def test_the_paper_preset_of_tarflow_has_the_published_settings():
+    experiment = experiment_of(TrainOptions(preset="paper", model="tarflow"))
+    expected = Model(channels=3, name="tarflow", depth=8, hidden=768, patch=2, layers=8)
+    assert experiment.model == expected
+    # An epoch of 195 batches, of which the first warms up.
+    expected = Optimisation(100 * 195, 256, 1e-4, 1e-4, 195, 195, "fp32")
+    assert experiment.optimisation == expected
+    tiny = {"dataset": "tiny", "role": "general", "train_size": 79_302_017}
+    general = experiment_of(TrainOptions(preset="paper", model="tarflow"), **tiny)
+    assert general.optimisation.steps == 100 * 195 and general.optimisation.warmup == 195
+
+
+def test_tarflow_has_no_supervised_form():
+    model = architecture(TrainOptions(model="tarflow"), 3)
+    with pytest.raises(UserError, match="tarflow has no class-conditional form"):
+        build_model(dataclasses.replace(model, classes=10))
 
 
 def test_the_paper_preset_trains_the_general_model_for_as_many_updates():

@@ -10,7 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from oodflow.models.precision import precision_context
 
@@ -23,6 +27,18 @@ COPIED = {"cpu": 2**28, "cuda": 2**30}
 """Bytes that are copied to measure the bandwidth: more than any cache holds."""
 
 REPEATS = 5
+
+ATTENTION_ON_CPUS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda gradient, query, key, value, *_, **__: sdpa_backward_flop_count(
+            gradient, query, key, value
+        )
+    ),
+}
+"""The products in it, which PyTorch counts on GPUs alone: of all pairs of tokens, masked or not."""
 
 
 def now(device: torch.device) -> float:
@@ -66,13 +82,13 @@ def bandwidth(device: torch.device, size: int = 0) -> float:
 
 
 def arithmetic(work: Callable[[], object]) -> int:
-    """Operations, FLOP, of the products and convolutions in some work and its backward pass.
+    """Operations, FLOP, of products, convolutions and attention in some work and its backward pass.
 
     >>> image, kernel = torch.zeros(1, 3, 8, 8), torch.zeros(5, 3, 1, 1)
     >>> arithmetic(lambda: F.conv2d(image, kernel)) == 2 * 64 * 3 * 5
     True
     """
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPUS) as counter:
         work()
     return counter.get_total_flops()
 

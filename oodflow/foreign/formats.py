@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from oodflow.errors import UserError, unknown_name
-from oodflow.foreign import glow_pytorch, pixelcnn_pp
+from oodflow.foreign import glow_pytorch, ml_tarflow, pixelcnn_pp
 from oodflow.foreign.authors import glow_from_authors
 from oodflow.foreign.pickles import read_torch_file, state_dict_of
 from oodflow.models.class_conditional import ClassConditionalGlow
@@ -16,6 +16,7 @@ from oodflow.models.conditional import ConditionalGlow
 from oodflow.models.glow import Glow
 from oodflow.models.likelihood import LikelihoodModel
 from oodflow.models.pixelcnn import PixelCNN
+from oodflow.models.tarflow import TarFlow
 
 __all__ = ["FORMATS", "read_model"]
 
@@ -58,6 +59,22 @@ def _pixelcnn_pp(path: Path) -> Read:
     return _loaded(PixelCNN(**shape), state), fields
 
 
+def _tarflow(path: Path) -> Read:
+    public = state_dict_of(read_torch_file(path))
+    with _shapes_of("TarFlow"):
+        state = ml_tarflow.convert_public_state(public)
+        shape = ml_tarflow.infer_public_shape(public)
+    fields = {
+        "name": "tarflow",
+        "channels": shape["channels"],
+        "depth": shape["depth"],
+        "hidden": shape["width"],
+        "patch": shape["patch"],
+        "layers": shape["layers"],
+    }
+    return _loaded(TarFlow(**shape), state), fields
+
+
 @contextmanager
 def _shapes_of(what: str) -> Iterator[None]:
     """A conversion goes by names; tensors of the wrong rank under the right names end it early."""
@@ -78,6 +95,7 @@ FORMATS: Mapping[str, Callable[[Path], Read]] = {
     "authors": _authors,
     "glow-pytorch": _glow_pytorch,
     "pixelcnn-pp": _pixelcnn_pp,
+    "tarflow": _tarflow,
 }
 """By the name of the format, what reads a file of it; see :func:`read_model`."""
 
@@ -86,8 +104,8 @@ def read_model(path: Path, format: str) -> Read:
     """The model of a checkpoint, on the CPU and in eval mode, and the fields of its description.
 
     The fields are name, channels, depth (steps or blocks) and hidden (channels or filters); the
-    authors' models have classes (0: none) as well, and PixelCNN++ has mixtures. They are read from
-    the shapes of the weights.
+    authors' models have classes (0: none) as well, PixelCNN++ has mixtures, TarFlow patch and
+    layers. They are read from the shapes of the weights.
 
     Raises UserError with one line that names the file, for an unknown format and for everything
     that is not a checkpoint of the format; nothing of the file is ever run.

@@ -11,6 +11,7 @@ from oodflow.models.glow import Glow
 from oodflow.models.glow_variants import DenseGlow, LocalGlow
 from oodflow.models.likelihood import LikelihoodModel
 from oodflow.models.pixelcnn import PixelCNN
+from oodflow.models.tarflow import TarFlow
 from oodflow.models.wide_resnet import WideResNet
 
 __all__ = ["BUILDERS", "build_model"]
@@ -29,6 +30,9 @@ BUILDERS: Mapping[str, Callable[[Model], LikelihoodModel]] = {
     "glow-dense": lambda spec: DenseGlow(spec.channels, spec.depth, spec.hidden),
     "pixelcnn": lambda spec: PixelCNN(
         spec.channels, spec.hidden, spec.depth, spec.mixtures, spec.dropout
+    ),
+    "tarflow": lambda spec: TarFlow(
+        spec.channels, spec.patch, spec.depth, spec.layers, spec.hidden
     ),
     "wide-resnet": lambda spec: WideResNet(spec.channels, spec.depth, spec.hidden, spec.dropout),
     **{name: lambda spec: Compressor(spec.channels, spec.name) for name in COMPRESSORS},

@@ -134,10 +134,12 @@ class ClassConditionalGlow(Glow):
         for density in self.per_class:
             density.initialise()  # type: ignore[operator]
 
-    def draw_latents(self, count: int, generator: torch.Generator) -> list[Tensor]:
+    def draw_latents(
+        self, count: int, generator: torch.Generator, temperature: float = 1.0
+    ) -> list[Tensor]:
         """Latents of images of random classes, equally likely."""
         labels = torch.randint(self.classes, (count,), generator=generator)
-        normals = super().draw_latents(count, generator)
+        normals = super().draw_latents(count, generator, temperature)
         return [
             density.draw(labels.to(normal.device), normal)  # type: ignore[operator]
             for density, normal in zip(self.per_class, normals, strict=True)

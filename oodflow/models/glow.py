@@ -226,15 +226,25 @@ class Glow(LikelihoodModel):
             x = scale.initialise(x)  # type: ignore[operator]
         self.initialised.fill_(True)
 
-    def draw_latents(self, count: int, generator: torch.Generator) -> list[Tensor]:
-        """Latents z_1 … z_S from the model's own density, in the parameters' type and place."""
+    def draw_latents(
+        self, count: int, generator: torch.Generator, temperature: float = 1.0
+    ) -> list[Tensor]:
+        """Latents z_1 … z_S from the model's own density, in the parameters' type and place.
+
+        They are as far from their mean as ``temperature`` says in units of what the density says.
+        """
         like = next(self.parameters())
-        return [
-            torch.randn(count, math.prod(scale.latent_shape), generator=generator).to(like)  # type: ignore[arg-type]
-            for scale in self.flow
-        ]
+        sizes = [math.prod(scale.latent_shape) for scale in self.flow]  # type: ignore[arg-type]
+        drawn = [torch.randn(count, size, generator=generator) for size in sizes]
+        return [temperature * each.to(like) for each in drawn]
 
     @torch.no_grad()
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        v = self.decode(self.draw_latents(count, generator))
+    def sample(
+        self,
+        count: int,
+        generator: torch.Generator,
+        temperature: float = 1.0,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        v = self.decode(self.draw_latents(count, generator, temperature))
         return ((v + 0.5) * LEVELS).floor().clamp(0, LEVELS - 1).to(torch.uint8)

@@ -1,5 +1,7 @@
 """Glow with another inductive bias: local patches only (S2.1), or no locality at all (S2.2)."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -78,8 +80,15 @@ class LocalGlow(LikelihoodModel):
         """Data-dependent initialisation from all patches of the images as one batch."""
         self.flow.initialise(*self._cut(images, noise))
 
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        return join_patches(self.flow.sample(count * self.side**2, generator), self.side)
+    def sample(
+        self,
+        count: int,
+        generator: torch.Generator,
+        temperature: float = 1.0,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        patches = self.flow.sample(count * self.side**2, generator, temperature)
+        return join_patches(patches, self.side)
 
     def _cut(self, images: Tensor, noise: Tensor | float) -> tuple[Tensor, Tensor | float]:
         if isinstance(noise, Tensor):

@@ -1,9 +1,12 @@
 """The interface of every model: log p(x) of 8-bit images, in nats."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from oodflow.errors import UserError
 
 __all__ = ["LEVELS", "NOISE_FREE", "LikelihoodModel", "bits_per_dimension"]
 
@@ -43,9 +46,22 @@ class LikelihoodModel(nn.Module):
     def initialise(self, images: Tensor, noise: Tensor | float) -> None:
         """Set data-dependent parameters from a batch of training images; most models have none."""
 
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw ``count`` images, uint8 N×C×H×W, reproducible from the generator."""
-        raise NotImplementedError
+    def sample(
+        self,
+        count: int,
+        generator: torch.Generator,
+        temperature: float = 1.0,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Draw ``count`` images, uint8 N×C×H×W, reproducible from the generator.
+
+        ``temperature`` is the standard deviation of a flow's latents before what the model knows of
+        them: below 1 the images are nearer to the most likely ones. ``on_progress`` hears how many
+        steps of how many are done, from models that take many.
+
+        Raises UserError where the model cannot draw, or has no temperature other than 1.
+        """
+        raise UserError(f"no images can be drawn from a {type(self).__name__}")
 
 
 def bits_per_dimension(log_prob: Tensor, image_shape: tuple[int, int, int]) -> Tensor:

@@ -112,16 +112,20 @@ class PixelCNN(LikelihoodModel):
         self,
         count: int,
         generator: torch.Generator,
+        temperature: float = 1.0,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Draw uint8 images N×C×32×32 pixel by pixel, reproducible from the generator.
 
-        ``on_progress`` gets the rows done and their total after every row. Dropout is off.
+        There are no latents, and no temperature but 1: UserError for another. ``on_progress`` gets
+        the rows done and their total after every row. Dropout is off.
 
         The vertical stream runs once a row, the horizontal one once a pixel, and both only over
         the part of the image up to there. Sixteen images take about 6 seconds on one CPU core
         with 1 block of 8 filters.
         """
+        if temperature != 1:
+            raise UserError("pixelcnn has no latents, and so no temperature: leave it at 1")
         channels, height, width = self.image_shape
         scaled = next(self.parameters()).new_zeros(count, *self.image_shape)
         images = torch.zeros_like(scaled, dtype=torch.uint8)

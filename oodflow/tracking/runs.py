@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 from mlflow.entities import (
     Dataset,
     DatasetInput,
@@ -22,6 +23,7 @@ from mlflow.entities import (
 )
 from mlflow.exceptions import MlflowException
 from mlflow.utils.git_utils import get_git_commit
+from numpy.typing import NDArray
 
 from oodflow.errors import ResourceError, UserError
 from oodflow.tracking.run_info import COMMIT, PARENT, PREFIX, RunInfo
@@ -39,6 +41,7 @@ __all__ = [
     "list_artifacts",
     "log_artifacts",
     "log_datasets",
+    "log_image",
     "log_metrics",
     "log_parameters",
     "log_text",
@@ -237,6 +240,11 @@ def log_text(store: Store, run_id: str, text: str, path: str) -> None:
         store.client.log_text(run_id, text, path)
     except OSError as error:
         raise ResourceError(f"cannot write artifacts of run {run_id}: {cause(error)}") from error
+
+
+def log_image(store: Store, run_id: str, image: NDArray[np.uint8], key: str) -> None:
+    """Log a picture, uint8 H×W×3, where the MLflow UI shows the images of a run."""
+    store.client.log_image(run_id, image, key=key, step=0)
 
 
 def list_artifacts(store: Store, run_id: str, where: str) -> list[str]:

@@ -1,10 +1,11 @@
 """Optimisers and learning-rate schedules, by model family (S4.1, S4.2, S9)."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, Adamax, Optimizer
+from torch.optim import SGD, Adam, Adamax, AdamW, Optimizer
 
 from oodflow.experiment import Experiment
 from oodflow.training.vector import ParameterVector
@@ -17,6 +18,9 @@ OPTIMISERS: Mapping[str, Maker] = {
     "pixelcnn": lambda parameters, lr, decay: Adam(
         parameters, lr=lr, weight_decay=decay, fused=True
     ),
+    "tarflow": lambda parameters, lr, decay: AdamW(
+        parameters, lr=lr, betas=(0.9, 0.95), weight_decay=decay, fused=True
+    ),
     "wide-resnet": lambda parameters, lr, decay: SGD(
         parameters, lr=lr, momentum=0.9, nesterov=True, weight_decay=decay, fused=True
     ),
@@ -28,6 +32,9 @@ PIXELCNN_DECAY = 0.999995
 
 RESNET_DROPS = (0.3, 0.6, 0.8)
 """Shares of the training after which Wide-ResNet's rate falls by 0.2: epochs 60, 120, 160."""
+
+TARFLOW_LAST_RATE = 1e-6
+"""What the learning rate of a TarFlow falls to, along half a cosine (arXiv:2412.06329)."""
 
 STEP = "step"
 """The one state of an optimiser that is a number: how many updates it has made."""
@@ -47,6 +54,10 @@ def learning_rate(experiment: Experiment, step: int, steps_per_pass: int) -> flo
     rate = settings.lr * min(1.0, (step + 1) / max(settings.warmup, 1))
     if experiment.model.name == "pixelcnn":
         return rate * PIXELCNN_DECAY ** (step // steps_per_pass)
+    if experiment.model.name == "tarflow":
+        done = max(step - settings.warmup, 0) / max(settings.steps - settings.warmup, 1)
+        last = min(TARFLOW_LAST_RATE, rate)
+        return last + (rate - last) * (1 + math.cos(math.pi * done)) / 2
     if experiment.model.name == "wide-resnet":
         return rate * 0.2 ** sum(step >= share * settings.steps for share in RESNET_DROPS)
     return rate

@@ -52,6 +52,10 @@ __all__ = [
 ]
 
 
+UNTRANSLATED = ("tarflow",)
+"""Models whose public training mirrors images but does not shift them (arXiv:2412.06329)."""
+
+
 def train_run(
     session: Session,
     plan: TrainingPlan,
@@ -162,7 +166,7 @@ def batches_of(session: Session, experiment: Experiment, images: Images) -> Batc
         images,
         experiment.optimisation.batch_size,
         experiment.seed,
-        facts.translate,
+        0 if experiment.model.name in UNTRANSLATED else facts.translate,
         facts.flip,
         session.device,
     )

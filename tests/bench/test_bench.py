@@ -19,6 +19,8 @@ from oodflow.bench.measurement import measure
 from oodflow.errors import UserError
 from oodflow.models.form import computed_as
 from oodflow.models.glow import Glow
+from oodflow.models.likelihood import LikelihoodModel
+from oodflow.models.tarflow import TarFlow
 from oodflow.options import BenchOptions
 from oodflow.presets import PRESETS
 
@@ -95,13 +97,13 @@ def test_peak_memory_is_that_of_the_highest_moment() -> None:
     assert peak_memory(lambda: x.view(10, 100).t().add_(1), CPU) == 0
 
 
-def memory_of_an_update(glow: Glow, images: Tensor, form: str) -> int:
+def memory_of_an_update(model: LikelihoodModel, images: Tensor, form: str) -> int:
     def work() -> None:
         with computed_as(form):
-            loss = -glow.log_prob(images).mean()
+            loss = -model.log_prob(images).mean()
         loss.backward()
 
-    glow.zero_grad()
+    model.zero_grad()
     return peak_memory(work, CPU)
 
 
@@ -125,6 +127,18 @@ def test_recomputation_takes_less_than_40_percent_of_the_plain_form_at_the_paper
     assert recomputed + lasting < 1e9
 
 
+def test_recomputation_of_tarflow_takes_less_than_15_percent_at_the_papers_size() -> None:
+    with FakeTensorMode():
+        model, images = TarFlow(3, patch=2, depth=8, layers=8, width=768), _images(256)
+        plain, recomputed = (
+            memory_of_an_update(model, images, form) for form in ("plain", "recomputed")
+        )
+        # Weights, and the two moments of AdamW.
+        lasting = 3 * sum(parameter.nbytes for parameter in model.parameters())
+    assert recomputed + lasting < 0.15 * (plain + lasting)
+    assert recomputed + lasting < 25e9
+
+
 def _images(count: int) -> Tensor:
     return torch.zeros(count, 3, 32, 32, dtype=torch.uint8)
 
@@ -132,6 +146,18 @@ def _images(count: int) -> Tensor:
 def test_both_products_of_the_peak_are_of_the_same_arithmetic() -> None:
     # One to warm up and five that are timed, as matrices and as a convolution.
     assert arithmetic(lambda: matmul_peak(CPU, size=256)) == 2 * 6 * 2 * 256**3
+
+
+def test_attention_counts_as_the_products_that_it_consists_of() -> None:
+    query, key, value = torch.randn(3, 2, 3, 8, 4, requires_grad=True).unbind()
+    product = 2 * (2 * 3) * 8 * 8 * 4
+
+    def attend() -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+    assert arithmetic(attend) == 2 * product
+    # Backwards two for each product, and the attention's weights again.
+    assert arithmetic(lambda: attend().sum().backward()) == (2 + 5) * product
 
 
 # The figures

@@ -70,6 +70,73 @@ def test_glow_pytorch_agrees_with_the_public_implementation(tmp_path: Path, new:
     assert np.abs(found + 3072 * math.log(256) - arrays["log_prob"]).max() < 1e-2
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("tarflow_rgb", {"channels": 3, "depth": 3, "hidden": 64, "patch": 4, "layers": 2}),
+        ("tarflow_grey", {"channels": 1, "depth": 2, "hidden": 64, "patch": 2, "layers": 1}),
+    ],
+)
+@BOTH
+def test_tarflow_agrees_with_the_public_implementation(
+    tmp_path: Path, new: bool, name: str, sizes: dict[str, int], prefix: str
+) -> None:
+    state, arrays = parity(name)
+    tokens = len(state["var"])
+    masks = {f"blocks.{i}.attn_mask": torch.ones(tokens, tokens) for i in range(sizes["depth"])}
+    file = tmp_path / "tarflow.pth"
+    torch.save(
+        {prefix + key: value for key, value in (state | masks).items()},
+        file,
+        _use_new_zipfile_serialization=new,
+    )
+    model, fields = read_model(file, "tarflow")
+    assert fields == {"name": "tarflow"} | sizes
+    assert not model.training
+    with torch.no_grad():
+        found = model.log_prob(torch.from_numpy(arrays["images_uint8_nchw"]))
+    assert np.abs(found.numpy() - arrays["log_prob"]).max() < 1e-2
+
+
+def test_a_tarflow_with_classes_is_the_unlabelled_one(tmp_path: Path) -> None:
+    """The mean of the classes' embeddings in every token: opposite ones leave the numbers alone."""
+    state, arrays = parity("tarflow_grey")
+    embedding = torch.randn(1, 1, 64, generator=torch.Generator().manual_seed(0))
+    file = tmp_path / "tarflow.pth"
+    images = torch.from_numpy(arrays["images_uint8_nchw"])
+    found = []
+    for other in (-embedding, embedding):
+        classes = torch.cat((embedding, other))
+        torch.save(state | {f"blocks.{i}.class_embed": classes for i in (0, 1)}, file)
+        with torch.no_grad():
+            found.append(read_model(file, "tarflow")[0].log_prob(images).numpy())
+    assert np.abs(found[0] - arrays["log_prob"]).max() < 1e-2
+    assert np.abs(found[1] - arrays["log_prob"]).min() > 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"blocks.1.pos_embed": None}, "lacks blocks.1.pos_embed"),
+        ({"blocks.0.extra": torch.zeros(2)}, "also has blocks.0.extra"),
+        ({"blocks.0.proj_out.weight": torch.zeros(4, 64)}, "shift and do not scale"),
+        ({"blocks.0.pos_embed": torch.zeros(4096, 64)}, "4096 patches of 4 values"),
+        ({"blocks.0.proj_in.weight": torch.zeros(64, 6)}, "256 patches of 6 values"),
+        ({"blocks.1.proj_in.bias": torch.zeros(63)}, r"the shape \(63,\); expected \(64,\)"),
+        ({"var": torch.full((256, 4), 0.9)}, "var is not one"),
+    ],
+)
+def test_other_tarflows_are_refused(
+    tmp_path: Path, changes: dict[str, Tensor | None], message: str
+) -> None:
+    state = {k: v for k, v in (parity("tarflow_grey")[0] | changes).items() if v is not None}
+    file = tmp_path / "tarflow.pth"
+    torch.save(state, file)
+    with pytest.raises(UserError, match=message):
+        read_model(file, "tarflow")
+
+
 def test_an_unknown_format_is_named_with_those_there_are() -> None:
     with pytest.raises(
         UserError, match="unknown format 'author'; available: authors, glow-pytorch"
@@ -88,7 +155,7 @@ def test_every_error_names_the_file_once_and_has_one_line(tmp_path: Path, format
         assert line.startswith(f"{file}: ") and line.count(str(file)) == 1 and "\n" not in line
 
 
-@pytest.mark.parametrize("format", ["glow-pytorch", "pixelcnn-pp"])
+@pytest.mark.parametrize("format", ["glow-pytorch", "pixelcnn-pp", "tarflow"])
 def test_a_whole_model_is_no_state_dict(format: str) -> None:
     with pytest.raises(UserError, match=r"an object of 'invglow.invertible.graph.CatAsListNode'"):
         read_model(AUTHORS_FILE, format)
@@ -110,7 +177,11 @@ def longer(value: Tensor) -> Tensor:
 @pytest.mark.parametrize("reshape", [flat, scalar, longer])
 @pytest.mark.parametrize(
     ("format", "name"),
-    [("glow-pytorch", "glow_conditional_rgb"), ("pixelcnn-pp", "pixelcnnpp_grey")],
+    [
+        ("glow-pytorch", "glow_conditional_rgb"),
+        ("pixelcnn-pp", "pixelcnnpp_grey"),
+        ("tarflow", "tarflow_grey"),
+    ],
 )
 def test_tensors_of_other_shapes_under_the_right_names_are_refused(
     tmp_path: Path, format: str, name: str, reshape: Callable[[Tensor], Tensor]

@@ -1,6 +1,7 @@
 """Objectives of the families: class likelihood, classification, schedules, seeded dropout."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -115,12 +116,13 @@ def test_each_family_has_its_published_optimiser() -> None:
                 [torch.nn.Parameter(torch.ones(1))],
             )
         ).__name__
-        for name in ("glow", "glow-dense", "pixelcnn", "wide-resnet")
+        for name in ("glow", "glow-dense", "pixelcnn", "tarflow", "wide-resnet")
     }
     assert kinds == {
         "glow": "Adamax",
         "glow-dense": "Adamax",
         "pixelcnn": "Adam",
+        "tarflow": "AdamW",
         "wide-resnet": "SGD",
     }
 
@@ -129,6 +131,14 @@ def test_pixelcnn_rate_decays_by_5e_6_an_epoch() -> None:
     given = experiment(Model(1, "pixelcnn", 1, 1), Loss("none", "", 0, 0), steps=10_000, lr=2e-4)
     rates = [learning_rate(given, step, steps_per_pass=100) for step in (0, 99, 100, 9_900)]
     assert rates == pytest.approx([2e-4, 2e-4, 2e-4 * (1 - 5e-6), 2e-4 * (1 - 5e-6) ** 99])
+
+
+def test_tarflow_rate_rises_linearly_and_falls_along_a_cosine_to_1e_6() -> None:
+    given = experiment(Model(1, "tarflow", 1, 1), Loss("none", "", 0, 0), steps=1100, lr=1e-4)
+    given = replace(given, optimisation=replace(given.optimisation, warmup=100))
+    rates = [learning_rate(given, step, 100) for step in (0, 49, 99, 100, 350, 600, 1100)]
+    halfway, quarter = (1e-4 + 1e-6) / 2, 1e-6 + 9.9e-5 * (1 + math.sqrt(0.5)) / 2
+    assert rates == pytest.approx([1e-6, 5e-5, 1e-4, 1e-4, quarter, halfway, 1e-6])
 
 
 def test_wide_resnet_rate_falls_by_a_fifth_at_epochs_60_120_and_160_of_200() -> None:
