@@ -114,6 +114,7 @@ def test_tensors_without_content_take_the_same_memory_in_the_books() -> None:
         assert memory_of_an_update(Glow(3, depth=2, hidden=16), _images(4), "fused") == real
 
 
+@pytest.mark.long
 def test_recomputation_takes_less_than_40_percent_of_the_plain_form_at_the_papers_size() -> None:
     with FakeTensorMode():
         glow, images = Glow(3, depth=32, hidden=512), _images(64)
