@@ -22,6 +22,8 @@ from oodflow.plans.tasks import TRAINING, expand
 from oodflow.tracking import runs
 from oodflow.workflow.session import Session
 
+pytestmark = pytest.mark.long
+
 HEAD = """
 title: tiny
 seeds: [1, 2]
@@ -260,7 +262,6 @@ def test_the_quickstart_is_a_plan_of_which_everything_is_there(quickstart, tiny)
     assert counts(outcome.out, "there") | {"analysis": 1, "report": 1} == everything
 
 
-@pytest.mark.long
 def test_a_dry_run_of_the_sketch_plan_measures_what_no_run_tells(blank, quickstart, tiny):
     """``quickstart`` has filled the data folder."""
     outcome = reproduce(blank, *tiny, "--dry-run")
@@ -406,7 +407,6 @@ def test_a_bug_in_a_task_is_a_failure_with_its_traceback(quickstart, monkeypatch
     assert "Traceback" in outcome.details and "with_a_bug" in outcome.details
 
 
-@pytest.mark.long
 def test_an_interruption_is_exit_code_130_and_the_same_command_goes_on(trained):
     longer = "entry_point: finetune\n    with: {steps: 40, report_every: 8}\n    each"
     plan = written(trained, PLAN.replace("entry_point: finetune\n    each", longer))
