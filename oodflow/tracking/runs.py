@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import tempfile
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -132,6 +134,8 @@ def ended_on_error(store: Store, run_id: str) -> Iterator[None]:
         yield
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        # What was interrupted in the midst of a query would keep SQLite from writing.
+        traceback.clear_frames(error.__traceback__)
         # If the store itself failed, the run stays RUNNING in it, and the error is still seen.
         with failing_fast(), suppress(Exception):
             end(store, run_id, status)
@@ -195,6 +199,12 @@ def history(store: Store, run_id: str, name: str) -> dict[int, float]:
     return {each.step: each.value for each in sorted(found, key=lambda each: each.step)}
 
 
+ATTEMPTS = 10
+"""Times that datasets are logged which other processes log at the same moment."""
+COLLISION = re.compile("unique|duplicate", re.IGNORECASE)
+"""How databases say that a row is there already."""
+
+
 @dataclass(frozen=True)
 class DatasetUse:
     """A fold of a dataset that a run read, and what for."""
@@ -223,7 +233,15 @@ def log_datasets(store: Store, run_id: str, uses: Iterable[DatasetUse]) -> None:
         )
         for use in uses
     ]
-    store.client.log_inputs(run_id, inputs)
+    # mlflow looks whether a dataset is there before it adds it. Of processes that do so at the same
+    # moment all but one fail; what they have added is taken back, and they find it the next time.
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            store.client.log_inputs(run_id, inputs)
+            return
+        except MlflowException as error:
+            if not left or not COLLISION.search(str(error)):
+                raise
 
 
 def log_artifacts(store: Store, run_id: str, folder: Path, where: str) -> None:
