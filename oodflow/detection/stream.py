@@ -17,7 +17,7 @@ from oodflow.errors import UserError
 
 __all__ = ["JudgedFiles", "image_files", "judged_files"]
 
-TOGETHER = 256
+TOGETHER = 1024
 """Files whose rows come together: a table of fewer rows costs more than to read the images."""
 
 PART = 32

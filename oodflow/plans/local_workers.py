@@ -37,7 +37,14 @@ MOMENT = 1.0
 """Seconds that :meth:`_LocalWorkers.over` waits at most."""
 PATIENCE = 60.0
 """Seconds that interrupted workers have to save their training and end."""
-PRELOADED = ("oodflow.plans.worker", "mlflow.store.tracking.sqlalchemy_store")
+PRELOADED = (
+    "git",
+    "mlflow.pyfunc",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "oodflow.plans.worker",
+    # torch's optimisers import it when the first one is made, which takes seconds.
+    "torch._dynamo",
+)
 """Modules that every worker needs: they are imported once, and workers are forked from there."""
 
 

@@ -9,7 +9,15 @@ from oodflow.tracking import runs
 from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.store import Store
 
-__all__ = ["CONTRASTS", "FAMILIES", "Registry", "is_plain", "read_registry", "seed_of"]
+__all__ = [
+    "CONTRASTS",
+    "FAMILIES",
+    "Registry",
+    "is_plain",
+    "read_registry",
+    "seed_of",
+    "setting_of",
+]
 
 FAMILIES = (*dict.fromkeys(facts.family for facts in CATALOG.values()), "folder")
 """Families of datasets, each of which has its own tables."""
@@ -104,11 +112,15 @@ def seed_of(run: RunInfo) -> int:
     return int(run.tags["seed"])
 
 
+def setting_of(run: RunInfo) -> tuple[tuple[str, ...], frozenset[tuple[str, str]]]:
+    """What runs have in common that differ in their seed alone: identity and parameters."""
+    identity = tuple(run.tags.get(tag, "") for tag in IDENTITY)
+    return identity, frozenset((k, v) for k, v in run.params.items() if k.startswith(SETTINGS))
+
+
 def _most_common_settings(group: Sequence[RunInfo]) -> list[RunInfo]:
     """The runs, newest first as given, whose settings have the most seeds."""
-    settings = [
-        frozenset((k, v) for k, v in run.params.items() if k.startswith(SETTINGS)) for run in group
-    ]
+    settings = [setting_of(run) for run in group]
     seeds = {(each, run.tags["seed"]) for each, run in zip(settings, group, strict=True)}
     counts = Counter(each for each, _ in seeds)
     # The first of the most common in the order of the runs: the newest.

@@ -22,6 +22,7 @@ from oodflow.errors import UserError
 from oodflow.evaluation.plots import p_value_figure, roc_figure, save_figure
 from oodflow.options import AUTO, DetectorOptions, EvaluateOptions
 from oodflow.tracking import runs
+from oodflow.tracking.registry import seed_of, setting_of
 from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.servable import downloaded, log_model, set_alias
 from oodflow.tracking.store import Store
@@ -142,14 +143,19 @@ def load_folder(folder: Path, device: str = "cpu") -> Detector:
 
 
 def _subject(session: Session, reference: str) -> RunInfo:
-    """The in-distribution model: for ``auto`` the newest, those with an outlier loss first."""
+    """The in-distribution model that a reference names.
+
+    For ``auto`` the newest setting, those with an outlier loss first, and of its seeds the lowest:
+    which of them was trained last is chance.
+    """
     if reference == AUTO:
         found = list(reversed(in_distribution_runs(session.store)))
         found = [run for run in found if session.model(run).model.is_density]
         found.sort(key=lambda run: run.tags["outlier_loss"] == "none")
         if not found:
             raise UserError("no registered in-distribution model; make one: oodflow finetune")
-        return found[0]
+        alike = [run for run in found if setting_of(run) == setting_of(found[0])]
+        return min(alike, key=seed_of)
     run = runs.resolve(session.store, reference)
     if run.tags.get("role") != "in_distribution" or run.tags.get("kind") not in (
         "train",

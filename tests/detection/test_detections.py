@@ -14,6 +14,12 @@ from oodflow.detection.stream import image_files, judged_files
 from oodflow.errors import ResourceError, UserError
 
 
+@pytest.fixture(autouse=True)
+def batches_of_256(monkeypatch):
+    """So that a few hundred files are more than one batch."""
+    monkeypatch.setattr(stream, "TOGETHER", 256)
+
+
 def write(folder, images):
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{i:04}.png" for i in range(len(images))]
@@ -91,7 +97,7 @@ def test_the_counts_are_those_of_all_rows(detector, folder):
         tally = tally.plus(judged.rows)
         frames.append(judged.rows)
     rows = pd.concat(frames)
-    assert [len(frame) for frame in frames] == [256, 6]
+    assert [len(frame) for frame in frames] == [stream.TOGETHER, 6]
     assert tally.anomalous(25) == rows["anomalous"].sum()
     assert tally.counts.sum() == rows["p_value"].notna().sum()
 
