@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -192,3 +194,12 @@ def test_what_help_needs_imports_no_heavy_library():
         libraries = {name.split(".")[0] for name in imports(module)}
         heavy = {"torch", "numpy", "pandas", "sklearn", "mlflow", "rich", "matplotlib", "PIL"}
         assert not libraries & heavy
+
+
+def test_bench_loads_nothing_of_reports_tuning_or_plans():
+    code = "import sys, oodflow.bench.command; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    loaded = done.stdout.split()
+    assert "oodflow.bench.measurement" in loaded, done.stderr
+    assert not [name for name in loaded if name.split(".")[0] in ("reports", "tuning")]
+    assert not [name for name in loaded if name.startswith("oodflow.plans")]
