@@ -23,6 +23,7 @@ from mlflow.entities import (
     RunStatus,
     RunTag,
 )
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.utils.git_utils import get_git_commit
 from numpy.typing import NDArray
@@ -48,6 +49,7 @@ __all__ = [
     "log_parameters",
     "log_text",
     "model_uri",
+    "model_version",
     "nest",
     "own_commit",
     "project_run",
@@ -317,18 +319,31 @@ def resolve(store: Store, reference: str) -> RunInfo:
     """The run that a run id or a registry URI (``models:/NAME/VERSION``, ``@ALIAS``) names."""
     if not reference.startswith("models:/"):
         return get(store, reference)
-    name = reference.removeprefix("models:/")
+    try:
+        version = model_version(store, reference)
+    except MlflowException as error:
+        raise _no_version(reference) from error
+    return get(store, version.run_id or "")
+
+
+def model_version(store: Store, reference: str) -> ModelVersion:
+    """The version that ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS`` names; else UserError."""
+    name = reference.removeprefix("models:/").rstrip("/")
     try:
         if "@" in name:
-            version = store.client.get_model_version_by_alias(*name.split("@", 1))
-        else:
-            version = store.client.get_model_version(*name.rsplit("/", 1))
+            return store.client.get_model_version_by_alias(*name.split("@", 1))
+        return store.client.get_model_version(*name.rsplit("/", 1))
     except (MlflowException, TypeError) as error:
-        raise UserError(
-            f"no model version {reference!r} in the registry; write models:/NAME/VERSION or "
-            "models:/NAME@ALIAS with names from `oodflow runs list`"
-        ) from error
-    return get(store, version.run_id or "")
+        if isinstance(error, MlflowException) and not is_missing(error):
+            raise
+        raise _no_version(reference) from error
+
+
+def _no_version(reference: str) -> UserError:
+    return UserError(
+        f"no model version {reference!r} in the registry; write models:/NAME/VERSION or "
+        "models:/NAME@ALIAS with names from `oodflow runs list`"
+    )
 
 
 def find(store: Store, tags: Mapping[str, str], status: str = "") -> list[RunInfo]:

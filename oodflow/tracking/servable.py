@@ -8,8 +8,6 @@ from platform import python_version
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
@@ -17,7 +15,8 @@ from mlflow.types import ColSpec, DataType, Schema
 
 from oodflow.errors import UserError
 from oodflow.tracking.run_info import PREFIX
-from oodflow.tracking.store import Store, answering, is_missing
+from oodflow.tracking.runs import model_version
+from oodflow.tracking.store import Store, answering
 
 __all__ = ["downloaded", "log_model", "make_loadable", "set_alias"]
 
@@ -100,7 +99,7 @@ def downloaded(store: Store, reference: str, part: str) -> Iterator[tuple[Path, 
     of it is run. Raises UserError where there is none, ResourceError where it cannot be fetched.
     """
     with answering(store), TemporaryDirectory(prefix="oodflow-") as folder:
-        version = _version(store, reference)
+        version = model_version(store, reference)
         tags = {k.removeprefix(PREFIX): v for k, v in version.tags.items()}
         # By the store's own client: mlflow would look the name up in the store of the process.
         place = store.client.get_model_version_download_uri(version.name, version.version)
@@ -114,18 +113,3 @@ def downloaded(store: Store, reference: str, part: str) -> Iterator[tuple[Path, 
         else:
             local = Path(files.download_artifacts(part, folder))
         yield local, tags
-
-
-def _version(store: Store, reference: str) -> ModelVersion:
-    name = reference.removeprefix("models:/").rstrip("/")
-    try:
-        if "@" in name:
-            return store.client.get_model_version_by_alias(*name.split("@", 1))
-        return store.client.get_model_version(*name.rsplit("/", 1))
-    except (MlflowException, TypeError) as error:
-        if isinstance(error, MlflowException) and not is_missing(error):
-            raise
-        raise UserError(
-            f"no model version {reference!r} in the registry; write models:/NAME/VERSION or "
-            "models:/NAME@ALIAS"
-        ) from error
