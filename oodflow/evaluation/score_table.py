@@ -22,7 +22,8 @@ FACTS_KEY = b"oodflow.facts"
 """Entry of the Parquet schema's metadata that holds the facts, as JSON."""
 
 COLUMNS = ("index", "label", "log_prob", "log_prob_dequantised")
-"""Columns of every score table; models with scales add ``scale1`` … ``scaleS``."""
+"""Columns of every score table; models with scales add ``scale1`` … ``scaleS``, and
+flows ``prior1`` … ``priorS`` and ``logdet1`` … ``logdetS``."""
 
 
 def write_table(frame: pd.DataFrame, path: Path | str, *, facts: Mapping[str, str]) -> None:

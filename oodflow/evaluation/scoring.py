@@ -77,8 +77,9 @@ def score_images(
 
     Columns: ``index`` 0 … N − 1 and ``label`` (−1 where there is none), int64; ``log_prob``, the
     noise-free log p(x) (S4.5), and for models with scales its contributions ``scale1`` …
-    ``scaleS`` (Eq. 3); ``log_prob_dequantised`` with one sample of :func:`dequantisation_noise`
-    (for BPD, S7.1); and ``predicted``, the likeliest class under a class-conditional model, int64.
+    ``scaleS`` (Eq. 3); of flows c_i = ``prior``i + ``logdet``i, the density of the latents and the
+    rest of each; ``log_prob_dequantised`` with one sample of :func:`dequantisation_noise` (for
+    BPD, S7.1); and ``predicted``, the likeliest class under a class-conditional model, int64.
     Log-likelihoods are float64; non-finite values stay as they are.
 
     ``first`` is the ``index`` of the first image where they are a part of more; an image's noise
@@ -101,14 +102,17 @@ def score_images(
         raise UserError(f"{count} images have {len(labels)} labels; give one label an image")
 
     noisy = dequantised and model.uses_noise
-    clean_batches, noisy_batches = [], []
+    clean_batches, prior_batches, noisy_batches = [], [], []
     predicted = []
     arithmetic = precision_context(precision, torch.device(device))
     with evaluation_mode(model), arithmetic, torch.inference_mode():
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)
             images = _filled(pixels[start:stop]).to(device, non_blocking=True)
-            clean_batches.append(model(images, NOISE_FREE)[: stop - start])
+            contributions, priors = model.terms(images, NOISE_FREE)
+            clean_batches.append(contributions[: stop - start])
+            if priors is not None:
+                prior_batches.append(priors[: stop - start])
             if isinstance(model, ClassConditionalGlow):
                 classes = model.class_log_probs(images, NOISE_FREE).argmax(1)
                 predicted.append(classes[: stop - start])
@@ -121,9 +125,10 @@ def score_images(
         # The device may still be computing: it is waited for here, once, not in every batch.
         clean_values = torch.cat(clean_batches)
         noisy_values = torch.cat(noisy_batches) if noisy else clean_values
-        both = torch.stack([clean_values, noisy_values]).cpu()
+        parts = [clean_values, noisy_values] + ([torch.cat(prior_batches)] if prior_batches else [])
+        together = torch.stack(parts).cpu()
     # Summed in float64 on the CPU: not every device has it, and it keeps Σ c_i = log p exactly.
-    clean, with_noise = both.double().numpy()
+    clean, with_noise, *prior = together.double().numpy()
 
     given = np.full(count, -1) if labels is None else labels.cpu().numpy()
     columns = {
@@ -133,6 +138,10 @@ def score_images(
     }
     if model.scales > 1:
         columns |= {f"scale{i + 1}": clean[:, i] for i in range(model.scales)}
+    for values in prior:
+        columns |= {f"prior{i + 1}": values[:, i] for i in range(model.scales)}
+        with np.errstate(invalid="ignore"):
+            columns |= {f"logdet{i + 1}": each for i, each in enumerate((clean - values).T)}
     if predicted:
         columns["predicted"] = torch.cat(predicted).cpu().numpy()
     if dequantised:

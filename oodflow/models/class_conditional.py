@@ -1,6 +1,7 @@
 """Supervised Glow: per class a Gaussian of the latents, and the marginal over the classes."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -106,19 +107,26 @@ class ClassConditionalGlow(Glow):
     def encode_per_class(self, v: Tensor) -> tuple[list[Tensor], Tensor]:
         """Latents z_1 … z_S, N×d_i each, and c_i(x, y) without the levels, N×S×classes."""
         latents, log_dets = self.transform(v)
-        priors = [density(z) for density, z in zip(self.per_class, latents, strict=True)]
-        return latents, torch.stack(priors, dim=1) + log_dets[:, :, None]
+        return latents, self._per_class(latents) + log_dets[:, :, None]
 
-    def encode(self, v: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Latents z_1 … z_S, N×d_i each, and contributions N×S to the unlabelled log p(v)."""
-        latents, per_class = self.encode_per_class(v)
+    def density(self, latents: Sequence[Tensor]) -> Tensor:
+        """log p(z_i | later scales) of the unlabelled latents, N×S: as c_i, without log|det|.
+
+        That is the same for all classes.
+        """
+        per_class = self._per_class(latents)
         log_posterior = torch.full_like(per_class[:, 0], -math.log(self.classes))
-        contributions: list[Tensor] = []
+        priors: list[Tensor] = []
         for scale in reversed(per_class.unbind(1)):
             joint = log_posterior + scale
-            contributions.insert(0, joint.logsumexp(1))
-            log_posterior = joint - contributions[0][:, None]
-        return latents, torch.stack(contributions, dim=1)
+            priors.insert(0, joint.logsumexp(1))
+            log_posterior = joint - priors[0][:, None]
+        return torch.stack(priors, dim=1)
+
+    def _per_class(self, latents: Sequence[Tensor]) -> Tensor:
+        """log p(z_i | y), N×S×classes."""
+        priors = [density(z) for density, z in zip(self.per_class, latents, strict=True)]
+        return torch.stack(priors, dim=1)
 
     def class_log_probs(self, images: Tensor, noise: Tensor | float) -> Tensor:
         """log p(x|y) of every class in nats over the 256 levels, N×classes.

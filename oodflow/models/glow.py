@@ -197,11 +197,14 @@ class Glow(LikelihoodModel):
             log_dets.append(log_det)
         return latents, torch.stack(log_dets, dim=1)
 
+    def density(self, latents: Sequence[Tensor]) -> Tensor:
+        """log p(z_i | later scales) of the latents, N×S."""
+        return torch.stack([standard_normal_log_prob(latent) for latent in latents], dim=1)
+
     def encode(self, v: Tensor) -> tuple[list[Tensor], Tensor]:
         """Latents z_1 … z_S, N×d_i each, and contributions N×S to log p(v)."""
         latents, log_dets = self.transform(v)
-        priors = [standard_normal_log_prob(latent) for latent in latents]
-        return latents, torch.stack(priors, dim=1) + log_dets
+        return latents, self.density(latents) + log_dets
 
     def decode(self, latents: Sequence[Tensor]) -> Tensor:
         """v from its latents: the inverse of :meth:`encode`."""
@@ -212,11 +215,16 @@ class Glow(LikelihoodModel):
             x = scale.inverse(latent, x)  # type: ignore[operator]
         return x
 
-    def forward(self, images: Tensor, noise: Tensor | float) -> Tensor:
-        contributions = self.encode(self.preprocess(images, noise))[1]
-        levels = torch.zeros_like(contributions[0])
+    def terms(self, images: Tensor, noise: Tensor | float) -> tuple[Tensor, Tensor]:
+        """See :meth:`LikelihoodModel.terms`."""
+        latents, log_dets = self.transform(self.preprocess(images, noise))
+        priors = self.density(latents)
+        levels = torch.zeros_like(priors[0])
         levels[0] = math.prod(self.image_shape) * math.log(LEVELS)
-        return contributions - levels
+        return priors + log_dets - levels, priors
+
+    def forward(self, images: Tensor, noise: Tensor | float) -> Tensor:
+        return self.terms(images, noise)[0]
 
     @torch.no_grad()
     def initialise(self, images: Tensor, noise: Tensor | float) -> None:

@@ -73,8 +73,13 @@ class LocalGlow(LikelihoodModel):
         by_patch = [latent.unflatten(1, (self.side**2, -1)).flatten(0, 1) for latent in latents]
         return join_patches(self.flow.decode(by_patch), self.side)
 
+    def terms(self, images: Tensor, noise: Tensor | float) -> tuple[Tensor, Tensor]:
+        """See :meth:`LikelihoodModel.terms`."""
+        contributions, priors = self.flow.terms(*self._cut(images, noise))
+        return self._sum(contributions), self._sum(priors)
+
     def forward(self, images: Tensor, noise: Tensor | float) -> Tensor:
-        return self._sum(self.flow(*self._cut(images, noise)))
+        return self.terms(images, noise)[0]
 
     def initialise(self, images: Tensor, noise: Tensor | float) -> None:
         """Data-dependent initialisation from all patches of the images as one batch."""

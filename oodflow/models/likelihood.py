@@ -43,6 +43,13 @@ class LikelihoodModel(nn.Module):
         """log p(x) in nats per image, shape N: the sum of the contributions."""
         return self(images, noise).sum(dim=1)
 
+    def terms(self, images: Tensor, noise: Tensor | float) -> tuple[Tensor, Tensor | None]:
+        """The contributions, N×S, and of a flow what its latents' density is of each of them, N×S.
+
+        Of c_i = prior_i + logdet_i the second is prior_i; other models have None.
+        """
+        return self(images, noise), None
+
     def initialise(self, images: Tensor, noise: Tensor | float) -> None:
         """Set data-dependent parameters from a batch of training images; most models have none."""
 

@@ -226,9 +226,14 @@ class TarFlow(LikelihoodModel):
         latents, log_det = self.transform(v)
         return latents, standard_normal_log_prob(latents[0])[:, None] + log_det
 
+    def terms(self, images: Tensor, noise: Tensor | float) -> tuple[Tensor, Tensor]:
+        """See :meth:`LikelihoodModel.terms`."""
+        latents, log_det = self.transform(self.preprocess(images, noise))
+        prior = standard_normal_log_prob(latents[0])[:, None]
+        return prior + log_det - math.prod(self.image_shape) * math.log(LEVELS / 2), prior
+
     def forward(self, images: Tensor, noise: Tensor | float) -> Tensor:
-        contributions = self.encode(self.preprocess(images, noise))[1]
-        return contributions - math.prod(self.image_shape) * math.log(LEVELS / 2)
+        return self.terms(images, noise)[0]
 
     @torch.no_grad()
     def decode(

@@ -6,13 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.special import logsumexp
 from scipy.stats import kstest, norm
 from torch import Tensor, nn
 
 from oodflow.errors import UserError
 from oodflow.evaluation.score_table import read_table, write_table
 from oodflow.evaluation.scoring import NOISE_CHUNK, dequantisation_noise, score_images
+from oodflow.models.class_conditional import ClassConditionalGlow
+from oodflow.models.conditional import ConditionalGlow
+from oodflow.models.glow import Glow
+from oodflow.models.glow_variants import LocalGlow
 from oodflow.models.likelihood import LikelihoodModel
+from oodflow.models.tarflow import TarFlow
 
 SHAPE = (3, 4, 4)
 STDS = (20.0, 50.0, 90.0)
@@ -221,3 +227,50 @@ def test_missing_and_foreign_files_are_refused_by_name(tmp_path):
     write_table(pd.DataFrame({"index": [0], "label": [0]}), foreign, facts={})
     with pytest.raises(UserError, match="lacks 'log_prob, log_prob_dequantised'"):
         read_table(foreign)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Glow(3, depth=1, hidden=8),
+        lambda: ConditionalGlow(3, depth=1, hidden=8),
+        lambda: LocalGlow(3, depth=1, hidden=8),
+        lambda: TarFlow(3, patch=8, depth=2, layers=1, width=16),
+    ],
+)
+def test_a_flows_contributions_come_in_two_parts_from_the_one_pass(make):
+    torch.manual_seed(3)
+    flow = make()
+    pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    flow.initialise(pixels, 0.5)
+    frame = score_images(flow, pixels, None, device="cpu", dequantised=False)
+    with torch.no_grad():
+        latents = [each.double().numpy() for each in flow.encode(flow.preprocess(pixels, 0.5))[0]]
+    total = np.zeros(5)
+    for i, latent in enumerate(latents, start=1):
+        prior = norm.logpdf(latent).sum(axis=1)
+        np.testing.assert_allclose(frame[f"prior{i}"], prior, rtol=1e-5)
+        total += frame[f"prior{i}"] + frame[f"logdet{i}"]
+        if flow.scales > 1:
+            both = frame[f"prior{i}"] + frame[f"logdet{i}"]
+            np.testing.assert_allclose(both, frame[f"scale{i}"], rtol=1e-12)
+    np.testing.assert_allclose(total, frame["log_prob"], rtol=1e-12)
+
+
+def test_the_latents_of_a_class_conditional_flow_have_the_density_of_the_classes_mixture():
+    torch.manual_seed(4)
+    flow = ClassConditionalGlow(1, classes=3, depth=1, hidden=8)
+    pixels = torch.randint(0, 256, (4, 1, 32, 32), dtype=torch.uint8)
+    flow.initialise(pixels, 0.5)
+    for parameter in flow.per_class.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    frame = score_images(flow, pixels, None, device="cpu", dequantised=False)
+    with torch.no_grad():
+        latents = flow.transform(flow.preprocess(pixels, 0.5))[0]
+        moments = [[each.double().numpy() for each in part.moments()] for part in flow.per_class]
+    per_class = sum(
+        norm.logpdf(latent.double().numpy()[:, None], mean, np.exp(log_std)).sum(axis=2)
+        for latent, (mean, log_std) in zip(latents, moments, strict=True)
+    )
+    mixture = logsumexp(per_class, axis=1) - math.log(3)
+    np.testing.assert_allclose(frame.filter(like="prior").sum(axis=1), mixture, rtol=1e-5)
