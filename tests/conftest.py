@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 # Before torch is imported: tests run side by side, and what they compute is small.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Datasets that packages installed on this machine are not seen, unless a test shows its own.
+os.environ["XDG_DATA_DIRS"] = "/nowhere"
+
 ROOT = Path(__file__).parents[1]
 
 TINY = tuple(

@@ -1,10 +1,17 @@
-"""Files by name, in a folder or in a zip archive that is read without being extracted."""
+"""Files by name, in a folder or in a zip archive that is read without being extracted.
+
+Archives of a few large files, tar or zip, are unpacked for the time they are read.
+"""
 
 import io
 import os
 import re
+import tarfile
+import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -12,7 +19,7 @@ from typing import BinaryIO
 from oodflow.data.image_files import UnreadableImage, image_suffixes
 from oodflow.errors import UserError
 
-__all__ = ["Shelf", "is_image", "open_shelf", "walk"]
+__all__ = ["Shelf", "is_image", "open_shelf", "unpacked", "walk"]
 
 
 @dataclass(frozen=True)
@@ -97,10 +104,49 @@ def open_shelf(path: Path) -> Shelf:
             return io.BytesIO(archive.read(name))
         # Damaged members end in errors of zlib and of zipfile, encrypted ones in RuntimeError.
         except Exception as error:
-            raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from error
+            raise UnreadableImage(_line(error)) from error
 
     visible = (name for name in names if not any(p.startswith(".") for p in name.split("/")))
     return Shelf(path, tuple(sorted(visible)), fetch)
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """A folder itself, or what a tar or zip archive holds, in a folder that is removed at the end.
+
+    Raises UserError for another file, a damaged archive, and a member that leads out of it.
+    """
+    if path.is_dir():
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="oodflow-") as temporary:
+        place = Path(temporary)
+        try:
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as packed:
+                    for name in filter(_leads_out, packed.namelist()):
+                        raise UserError(f"{path} leads out of the archive ({name}); it is refused")
+                    packed.extractall(place)
+            else:
+                with tarfile.open(path) as archive:
+                    archive.extractall(place, filter="data")
+        except tarfile.FilterError as error:
+            raise UserError(
+                f"{path} leads out of the archive ({_line(error)}); it is refused"
+            ) from error
+        # Encrypted zip archives end in RuntimeError, unknown methods in NotImplementedError.
+        except (
+            tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, zlib.error, RuntimeError
+        ) as error:  # fmt: skip
+            raise UserError(
+                f"{path} is no whole tar archive or zip archive ({_line(error)}); get it "
+                "again, or give a folder"
+            ) from error
+        yield place
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _leads_out(name: str) -> bool:

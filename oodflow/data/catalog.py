@@ -48,6 +48,9 @@ class Dataset:
     """Datasets that are reported together: natural, grey, mri, sketch or folder."""
     translate: int = 3
     """Training images are shifted by up to so many pixels in x and in y (S4.1)."""
+    elsewhere: tuple[str, ...] = ()
+    """Where its files may be too: below the data folder, ``share:PATH`` below a folder of shared
+    data (XDG_DATA_DIRS), or ``python:PACKAGE/PATH`` in an installed Python package."""
     options: Mapping[str, str] = field(default_factory=dict)
     """The options after the ``?`` of a folder's name."""
 
@@ -97,6 +100,9 @@ def _published(
     flip: bool,
     ood: tuple[str, ...],
     where: str,
+    elsewhere: tuple[str, ...] = (),
+    source: str = "torchvision",
+    hint: str = "",
 ) -> Dataset:
     return Dataset(
         name=name,
@@ -109,9 +115,13 @@ def _published(
         generals=RGB_GENERALS if channels == 3 else GREY_GENERALS,
         ood=ood,
         where=where,
-        obtain=f"Run `oodflow datasets prepare {name} --download`, or copy its files there.",
-        source="torchvision",
+        obtain=(
+            f"Run `oodflow datasets prepare {name} --download`, copy its files there, or give "
+            f"their folder or archive with --from PATH{'; ' * bool(hint)}{hint}."
+        ),
+        source=source,
         family="natural" if channels == 3 else "grey",
+        elsewhere=elsewhere,
     )
 
 
@@ -192,6 +202,7 @@ _ENTRIES = (
         True,
         ("svhn", "cifar100", "lsun", "celeba", "tinyimagenet"),
         "cifar-10-batches-py",
+        ("cifar-10-python.tar.gz",),
     ),
     _published(
         "cifar100",
@@ -201,6 +212,7 @@ _ENTRIES = (
         True,
         ("svhn", "cifar10", "lsun", "celeba", "tinyimagenet"),
         "cifar-100-python",
+        ("cifar-100-python.tar.gz",),
     ),
     _published(
         "svhn",
@@ -211,8 +223,21 @@ _ENTRIES = (
         ("cifar10", "cifar100", "lsun", "celeba", "tinyimagenet"),
         "svhn",
     ),
-    _published("mnist", 1, 10, (60_000, 10_000), False, ("fashion-mnist",), "MNIST/raw"),
-    _published("fashion-mnist", 1, 10, (60_000, 10_000), False, ("mnist",), "FashionMNIST/raw"),
+    _published(
+        "mnist", 1, 10, (60_000, 10_000), False, ("fashion-mnist",), "MNIST/raw", source="idx"
+    ),
+    _published(
+        "fashion-mnist",
+        1,
+        10,
+        (60_000, 10_000),
+        False,
+        ("mnist",),
+        "FashionMNIST/raw",
+        ("share:datasets/fashion-mnist",),
+        "idx",
+        "Debian's package dataset-fashion-mnist is found where it is installed",
+    ),
     _elsewhere(
         "lsun",
         "outlier",

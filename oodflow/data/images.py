@@ -1,9 +1,11 @@
 """Images by the name of their dataset: prepared at the first use, opened as tensors afterwards."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -20,6 +22,7 @@ __all__ = ["Images", "describe", "download", "images_of", "load", "prepare", "pr
 SOURCES: Mapping[str, str] = {
     "sketch": "oodflow.data.sketch",
     "torchvision": "oodflow.data.torchvision_sets",
+    "idx": "oodflow.data.idx_files",
     "lsun": "oodflow.data.lsun",
     "celeba": "oodflow.data.celeba",
     "tinyimagenet": "oodflow.data.tinyimagenet",
@@ -60,8 +63,24 @@ class Images:
 
 
 def raw_path(facts: Dataset, data_dir: Path) -> Path:
-    """Where a dataset's raw files are expected; the data folder itself for generated ones."""
-    return data_dir / facts.where
+    """Where a dataset's raw files are, or else are expected; the data folder for generated ones."""
+    expected = data_dir / facts.where
+    others = (place for each in facts.elsewhere for place in _places(each, data_dir))
+    return next((place for place in (expected, *others) if place.exists()), expected)
+
+
+def _places(named: str, data_dir: Path) -> list[Path]:
+    """The paths that an ``elsewhere`` of the catalogue may mean."""
+    kind, _, inner = named.rpartition(":")
+    if kind == "share":
+        shared = os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share"
+        return [Path(folder, inner) for folder in shared.split(":") if folder]
+    if kind == "python":
+        # Found, not imported.
+        package = find_spec(inner.partition("/")[0])
+        roots = (package and package.submodule_search_locations) or ()
+        return [Path(root).parent / inner for root in roots]
+    return [data_dir / inner]
 
 
 def describe(name: str, data_dir: Path, on_progress: Progress = _silent) -> Prepared:
@@ -103,9 +122,7 @@ def images_of(ready: Prepared, fold: str, limit: int = 0) -> Images:
     """The images of one fold of a prepared dataset, as :func:`load` gives them."""
     name = ready.facts.name
     _check(name, fold, limit)
-    if fold not in ready.folds:
-        raise UserError(f"{name} has no {fold} fold: it serves as outliers only")
-    known = ready.folds[fold]
+    known = ready.fold(fold)
     pixels, labels = ready.arrays(fold)
     digest = known.digest
     if 0 < limit < known.count:
@@ -200,7 +217,7 @@ def download(name: str, data_dir: Path) -> None:
     Raises UserError where that fails, and for a dataset that its makers do not let be downloaded.
     """
     facts = lookup(name)
-    if facts.source == "torchvision":
+    if facts.source in ("torchvision", "idx"):
         from oodflow.data import torchvision_sets
 
         torchvision_sets.download(name, data_dir)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
-from oodflow.data.catalog import Dataset
+from oodflow.data.catalog import CATALOG, Dataset
 from oodflow.data.source import Fold, Piece, Raw
 from oodflow.errors import UserError
 from oodflow.files import exclusively
@@ -53,12 +53,24 @@ class Prepared:
     skipped: int
     """Images that could not be read and were left out on request."""
 
+    def fold(self, fold: str) -> FoldFacts:
+        """What is known of a fold; UserError where the dataset has none of that name."""
+        if fold in self.folds:
+            return self.folds[fold]
+        # The catalogue's fact: an absent fold of published files can be had.
+        if getattr(CATALOG.get(self.facts.name), f"{fold}_size", 0):
+            raise UserError(
+                f"{self.facts.name} was prepared without its {fold} fold; get the files of both "
+                f"and prepare it again: oodflow datasets prepare {self.facts.name} --from PATH"
+            )
+        raise UserError(f"{self.facts.name} has no {fold} fold: it serves as outliers only")
+
     def arrays(self, fold: str) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
         """Pixels N×C×32×32 and labels N of a fold, mapped into memory, not read.
 
         Raises UserError where the files are not what ``facts.json`` says.
         """
-        known = self.folds[fold]
+        known = self.fold(fold)
         pixels = self._map(f"{fold}.npy", (known.count, self.facts.channels, SIDE, SIDE), np.uint8)
         labels = (
             self._map(f"{fold}-labels.npy", (known.count,), np.int64) if known.labelled else None

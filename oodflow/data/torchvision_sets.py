@@ -6,9 +6,7 @@ objects are used as a whole; no image passes through PIL.
 
 import contextlib
 import io
-import tarfile
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from oodflow.data.archives import unpacked
 from oodflow.data.catalog import FOLDS, Dataset, lookup
 from oodflow.data.source import Fold, Piece, Raw, Request
 from oodflow.errors import UserError
 
-__all__ = ["download", "enlarge", "read"]
+__all__ = ["download", "enlarge", "enlarged", "problem_of", "read"]
 
 CHUNK = 4096
 """Images resized at once, since all of MNIST in float32 would take half a gigabyte."""
@@ -44,12 +43,11 @@ def _size(facts: Dataset, fold: str) -> int:
 
 def _pieces(request: Request, fold: str) -> Iterator[Piece]:
     facts = request.facts
-    with tempfile.TemporaryDirectory(prefix="oodflow-") as temporary:
-        root = Path(temporary)
+    with contextlib.ExitStack() as stack:
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="oodflow-")))
         # torchvision insists on its own names of folders, the user's may have another.
         place = root / facts.where
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(_unpacked(request.path, root / "archive", place.name))
+        place.symlink_to(stack.enter_context(_folder(request.path, place.name)))
         try:
             pixels, labels = _arrays(facts.name, _opener(facts.name, root)(fold, False))
         # Damaged files end in pickle's, scipy's, torch's and torchvision's own errors.
@@ -59,30 +57,29 @@ def _pieces(request: Request, fold: str) -> Iterator[Piece]:
                 f"{facts.name} at {request.path} is incomplete or damaged ({reason}). "
                 f"Remove it and get it again. {facts.obtain}"
             ) from error
-    problem = _problem(pixels, labels, facts.channels, facts.classes)
+    problem = problem_of(pixels, labels, facts.channels, facts.classes)
     if problem:
         raise UserError(f"{facts.name} {fold} at {request.path} {problem}. {facts.obtain}")
+    yield from enlarged(pixels, labels)
+
+
+def enlarged(pixels: Tensor, labels: Tensor) -> Iterator[Piece]:
+    """Images N×C×H×W and labels N in pieces, enlarged as :func:`enlarge` does."""
     for some, their in zip(pixels.split(CHUNK), labels.split(CHUNK), strict=True):
         yield Piece(enlarge(some).numpy(), their.numpy())
 
 
-def _unpacked(path: Path, place: Path, name: str) -> Path:
+@contextlib.contextmanager
+def _folder(path: Path, name: str) -> Iterator[Path]:
     """The folder of a dataset: the path itself, or what its archive holds."""
-    if path.is_dir():
-        return path
-    try:
-        with tarfile.open(path) as archive:
-            archive.extractall(place, filter="data")
-    except tarfile.FilterError as error:
-        raise UserError(
-            f"{path} leads out of the archive ({_line(error)}); it is refused"
-        ) from error
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is no whole tar archive ({_line(error)}); get it again") from error
-    found = sorted(each for each in place.rglob(name) if each.is_dir())
-    if not found:
-        raise UserError(f"{path} holds no folder {name}")
-    return found[0]
+    with unpacked(path) as folder:
+        if folder == path:
+            yield path
+            return
+        found = sorted(each for each in folder.rglob(name) if each.is_dir())
+        if not found:
+            raise UserError(f"{path} holds no folder {name}")
+        yield found[0]
 
 
 def download(name: str, data_dir: Path) -> None:
@@ -138,7 +135,7 @@ def _arrays(name: str, opened: Any) -> tuple[Tensor, Tensor]:
     return (pixels.permute(0, 3, 1, 2) if pixels.ndim == 4 else pixels.unsqueeze(1)), labels
 
 
-def _problem(pixels: Tensor, labels: Tensor, channels: int, classes: int) -> str:
+def problem_of(pixels: Tensor, labels: Tensor, channels: int, classes: int) -> str:
     """What is wrong with arrays that could be read, or "" (MNIST's files carry no check sum)."""
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != channels:
         return f"holds {pixels.dtype} of shape {tuple(pixels.shape)} instead of 8-bit images"

@@ -73,10 +73,7 @@ class Session:
 
     def train_digest(self, name: str) -> str:
         """Digest of a dataset's training fold; UserError where it has none."""
-        folds = self.described(name).folds
-        if "train" not in folds:
-            raise UserError(f"{name} has no training fold: it serves as outliers only")
-        return folds["train"].digest
+        return self.described(name).fold("train").digest
 
     def model(self, run: RunInfo) -> LoadedModel:
         """The model of a run, loaded once."""
