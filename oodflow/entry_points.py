@@ -192,10 +192,10 @@ ENTRY_POINTS: Mapping[str, EntryPoint] = {
     "score": EntryPoint(
         "Score image files, or folders of them, under a run's model: one row per image.",
         ScoreOptions,
-        ("oodflow score RUN_ID photos/ one.png --out scores.csv --resize",),
+        ("oodflow score RUN_ID photos/ one.png --out scores.csv",),
         details="Columns: file, log_prob (noise-free, nats over the 256 levels), scale1 …, "
-        "last_scale, bpd. Files that cannot be read are listed at the end and make the exit "
-        "code 1.",
+        "last_scale, bpd. Images are prepared as those of the training. Files that cannot be "
+        "read are listed at the end and make the exit code 1.",
     ),
     "sample": EntryPoint(
         "Draw images from a run's model, as one picture.",

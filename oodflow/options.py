@@ -401,7 +401,7 @@ class ScoreOptions(Options):
     run: str = option("run id or models:/ URI", argument=True, required=True)
     paths: tuple[str, ...] = option("image files or folders", (), argument=True, required=True)
     out: str = option("file to write, .csv or .parquet", "", required=True)
-    resize: bool = option("resize images whose size is not the model's", False)
+    resize: bool = option("resize images of a size that the model's dataset does not have", False)
     device: str = option("cpu, cuda, …", AUTO)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from oodflow.data.archives import Shelf
-from oodflow.data.image_files import UnreadableImage, open_image
+from oodflow.data.image_files import UnreadableImage, open_image, printable
 from oodflow.data.source import Piece, Request, to_grey
 
 __all__ = ["SIDE", "decode", "fitted", "pieces", "scaled"]
@@ -102,4 +102,5 @@ def pieces(
                     kept.append(i)
                     images.append(result)
             if images:
-                yield Piece(np.stack(images), None if labels is None else labels[kept])
+                files = tuple(printable(names[i]) for i in kept)
+                yield Piece(np.stack(images), None if labels is None else labels[kept], files)

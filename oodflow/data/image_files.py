@@ -1,16 +1,13 @@
-"""Image files and folders of them, as the uint8 tensors that models score."""
+"""Image files and folders of them, and pictures as Pillow decodes them."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-import torch
-from torch import Tensor
-
-from oodflow.data.source import to_grey
 from oodflow.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +19,7 @@ __all__ = [
     "flattened",
     "image_suffixes",
     "open_image",
-    "read_image",
+    "printable",
 ]
 
 
@@ -105,26 +102,10 @@ def flattened(image: Image.Image) -> Image.Image:
     return image.convert("L" if image.mode in ("1", "L", "F") else "RGB")
 
 
-def read_image(path: Path, shape: tuple[int, int, int], resize: bool) -> Tensor:
-    """One image as uint8 C×H×W of the given shape; colour becomes grey as in S5.1.
+def printable(file: Path | str) -> str:
+    """A file's name as text that any file can hold: bytes that are no UTF-8 are spelled out.
 
-    Transparency is put on black. Another size is resized bilinearly, or without ``resize`` refused
-    with a UserError that names the file. Raises UnreadableImage for what is no image.
+    >>> printable("caf\udce9.png")
+    'caf\\\\xe9.png'
     """
-    import numpy as np
-    from PIL import Image
-
-    channels, height, width = shape
-    image = open_image(path)
-    if image.size != (width, height):
-        if not resize:
-            raise UserError(
-                f"{path} is {image.size[0]}×{image.size[1]}, the model scores {width}×{height}; "
-                "use --resize"
-            )
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    pixels = np.array(image)
-    planes = pixels[None] if image.mode == "L" else pixels.transpose(2, 0, 1)
-    if len(planes) > channels:
-        planes = to_grey(planes[None])[0]
-    return torch.from_numpy(planes).expand(channels, height, width)
+    return os.fsencode(file).decode("utf-8", "backslashreplace")

@@ -60,6 +60,8 @@ class Images:
     """int64 N, or None where the dataset has no labels."""
     digest: str
     """Identity of the content: see :func:`oodflow.data.prepared.digest_of`."""
+    files: list[str] | None = None
+    """Each image's file, relative to the folder; None where images are no files."""
 
 
 def raw_path(facts: Dataset, data_dir: Path) -> Path:
@@ -124,17 +126,19 @@ def images_of(ready: Prepared, fold: str, limit: int = 0) -> Images:
     _check(name, fold, limit)
     known = ready.fold(fold)
     pixels, labels = ready.arrays(fold)
-    digest = known.digest
+    digest, files = known.digest, ready.files(fold)
     if 0 < limit < known.count:
         # The first images are known by the whole and their number, without reading them.
         digest = sha256(f"{digest}/{limit}".encode()).hexdigest()[:16]
         pixels, labels = pixels[:limit], None if labels is None else labels[:limit]
+        files = files and files[:limit]
     return Images(
         name,
         fold,
         torch.from_numpy(pixels),
         None if labels is None else torch.from_numpy(labels),
         digest,
+        files,
     )
 
 

@@ -1,9 +1,10 @@
 """Prepared datasets: each fold once as an array of uint8 N×C×32×32, opened as a memory map.
 
-A dataset is in ``prepared/<slug>/`` below the data folder: ``<fold>.npy``, ``<fold>-labels.npy``
-and ``facts.json``. It is written to a folder beside it and moved when it is complete, so that a
-preparation killed at any point leaves nothing that could be mistaken for data. Everything is
-streamed: the memory needed does not grow with the dataset.
+A dataset is in ``prepared/<slug>/`` below the data folder: ``<fold>.npy``, ``<fold>-labels.npy``,
+``<fold>-files.json`` where each image is a file, and ``facts.json``. It is written to a folder
+beside it and moved when it is complete, so that a preparation killed at any point leaves nothing
+that could be mistaken for data. Everything but the files' names is streamed: the memory needed does
+not grow with the dataset.
 """
 
 import dataclasses
@@ -76,6 +77,19 @@ class Prepared:
             self._map(f"{fold}-labels.npy", (known.count,), np.int64) if known.labelled else None
         )
         return pixels, labels
+
+    def files(self, fold: str) -> list[str] | None:
+        """The names of a fold's image files in their order; None where it was not made of files."""
+        file = self.folder / f"{fold}-files.json"
+        try:
+            names = json.loads(file.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise self._damaged(file) from error
+        if not isinstance(names, list) or len(names) != self.folds[fold].count:
+            raise self._damaged(file)
+        return names
 
     def _map(self, name: str, shape: tuple[int, ...], kind: type) -> NDArray:
         file = self.folder / name
@@ -217,6 +231,7 @@ def _write_fold(
     shape = (facts.channels, SIDE, SIDE)
     files = folder / f"{name}.npy", folder / f"{name}-labels.npy"
     count, labels = 0, []
+    names: list[str] = []
     with files[0].open("wb") as stream:
         # numpy leaves room in the header, so that the true count fits in afterwards.
         _header(stream, (0, *shape), "|u1")
@@ -226,6 +241,7 @@ def _write_fold(
             count += len(piece.pixels)
             if piece.labels is not None:
                 labels.append(piece.labels.astype("<i8"))
+            names += piece.files or ()
             advance(count)
         if not count:
             raise UserError(f"the {name} fold of {facts.name} has no image")
@@ -236,6 +252,8 @@ def _write_fold(
         if len(joined) != count:
             raise UserError(f"{facts.name} {name} holds {count} images but {len(joined)} labels")
         np.save(files[1], joined, allow_pickle=False)
+    if names:
+        (folder / f"{name}-files.json").write_text(json.dumps(names))
     digest = digest_of(
         (count, *shape), _content(files[0], count * math.prod(shape)),
         _content(files[1], count * 8) if labels else None,

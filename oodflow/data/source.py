@@ -57,6 +57,8 @@ class Piece:
     """N×C×32×32."""
     labels: NDArray[np.int64] | None = None
     """N, from 0; None where the dataset has no labels."""
+    files: tuple[str, ...] | None = None
+    """The N images' files, relative to the folder; None where an image is no file."""
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ class InputImage:
     """C×32×32; None where there is an error."""
     resized: bool = False
     error: str = ""
+    size: tuple[int, int] = (0, 0)
+    """Width and height that it had."""
 
 
 def from_file(path: Path, preprocessing: Preprocessing) -> InputImage:
@@ -153,7 +155,8 @@ def _guarded(
 
         try:
             image = load(admit)
-            return InputImage(preprocessing.apply(image), preprocessing.resizes(image.size))
+            resized = preprocessing.resizes(image.size)
+            return InputImage(preprocessing.apply(image), resized, size=image.size)
         # Pillow's decoders raise whatever their formats make of broken bytes.
         except Exception as error:
             return InputImage(None, error=_reason(error))

@@ -18,8 +18,9 @@ from oodflow.data.image_files import UnreadableImage
 from oodflow.data.source import to_grey
 from oodflow.data.torchvision_sets import enlarge
 from oodflow.errors import UserError, unknown_name
+from oodflow.experiment import Experiment
 
-__all__ = ["METHODS", "Preprocessing", "preprocessing_of"]
+__all__ = ["METHODS", "Preprocessing", "preprocessing_of", "remembered"]
 
 METHODS = ("pillow", "torch", "slice")
 
@@ -74,6 +75,16 @@ class Preprocessing:
         cut = (self.crop, self.crop) if self.crop else after
         return after != size or cut != (SIDE, SIDE)
 
+    def covers(self, size: tuple[int, int]) -> bool:
+        """Whether the dataset has images of this size, or states what becomes of them.
+
+        >>> [Preprocessing(3, crop=32).covers((40, 50)), Preprocessing(3).covers((40, 50))]
+        [True, False]
+        """
+        if self.method == "torch":
+            return max(size) <= SIDE
+        return bool(self.resize or self.crop) or self.method == "slice" or size == (SIDE, SIDE)
+
     @property
     def keeps_32(self) -> bool:
         """Whether pictures of 32×32 stay as they are, but for their channels."""
@@ -110,3 +121,15 @@ def preprocessing_of(dataset: str) -> Preprocessing:
             return Preprocessing(facts.channels, method="slice")
         case _:
             return Preprocessing(facts.channels)
+
+
+def remembered(experiment: Experiment) -> Preprocessing:
+    """What was done to the images that a model was trained on, by its experiment.
+
+    Weights from elsewhere may name no dataset, or one that is not known here: their images are
+    resized to 32×32 where they have another size.
+    """
+    try:
+        return preprocessing_of(experiment.data.dataset)
+    except UserError:
+        return Preprocessing(experiment.model.channels)

@@ -13,8 +13,7 @@ import pandas as pd
 import torch
 
 from oodflow.detection.inputs import from_base64
-from oodflow.detection.preprocessing import Preprocessing, preprocessing_of
-from oodflow.errors import UserError
+from oodflow.detection.preprocessing import Preprocessing, remembered
 from oodflow.evaluation.scoring import score_images
 from oodflow.models.likelihood import LikelihoodModel
 from oodflow.training.checkpoint import load_model
@@ -56,9 +55,4 @@ class ServedDensity:
 
 def _load_pyfunc(path: str) -> ServedDensity:
     model, experiment, _ = load_model(Path(path))
-    try:
-        preprocessing = preprocessing_of(experiment.data.dataset)
-    except UserError:
-        # Weights from elsewhere name no dataset, or one that is not known here.
-        preprocessing = Preprocessing(experiment.model.channels)
-    return ServedDensity(model.eval(), preprocessing)
+    return ServedDensity(model.eval(), remembered(experiment))

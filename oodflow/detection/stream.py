@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from oodflow.data.image_files import image_suffixes
+from oodflow.data.image_files import image_suffixes, printable
 from oodflow.detection.detector import Detector
 from oodflow.detection.inputs import InputImage, from_file
+from oodflow.detection.preprocessing import Preprocessing
 from oodflow.errors import UserError
 
-__all__ = ["JudgedFiles", "image_files", "judged_files"]
+__all__ = ["JudgedFiles", "image_files", "judged_files", "read_ahead"]
 
 TOGETHER = 1024
 """Files whose rows come together: a table of fewer rows costs more than to read the images."""
@@ -73,23 +74,21 @@ def judged_files(
     number of files so far. The memory needed does not grow with the number of files.
     """
     done = 0
-    for batch, inputs in _read_ahead(iter(files), lambda file: _read(detector, file)):
+    for batch, inputs in read_ahead(iter(files), detector.preprocessing):
         rows = detector.judge(inputs, alpha)
-        rows.insert(0, "file", [_printable(file) for file in batch])
+        rows.insert(0, "file", [printable(file) for file in batch])
         yield JudgedFiles(rows, inputs)
         done += len(batch)
         on_progress(done)
 
 
-def _read(detector: Detector, file: Path) -> InputImage:
-    return from_file(file, detector.preprocessing)
-
-
-def _read_ahead(
-    files: Iterator[Path], read: Callable[[Path], InputImage]
+def read_ahead(
+    files: Iterator[Path], preprocessing: Preprocessing
 ) -> Iterator[tuple[list[Path], list[InputImage]]]:
+    """The files and what is read of them, :data:`TOGETHER` at a time."""
+
     def read_part(part: list[Path]) -> list[InputImage]:
-        return [read(file) for file in part]
+        return [from_file(file, preprocessing) for file in part]
 
     def collected(tasks: list[Future[list[InputImage]]]) -> list[InputImage]:
         return [each for task in tasks for each in task.result()]
@@ -104,8 +103,3 @@ def _read_ahead(
                 yield oldest, collected(tasks)
         for oldest, tasks in waiting:
             yield oldest, collected(tasks)
-
-
-def _printable(file: Path) -> str:
-    """A file's name as text that any file can hold: bytes that are no UTF-8 are spelled out."""
-    return os.fsencode(file).decode("utf-8", "backslashreplace")

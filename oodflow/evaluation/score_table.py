@@ -23,7 +23,7 @@ FACTS_KEY = b"oodflow.facts"
 
 COLUMNS = ("index", "label", "log_prob", "log_prob_dequantised")
 """Columns of every score table; models with scales add ``scale1`` … ``scaleS``, and
-flows ``prior1`` … ``priorS`` and ``logdet1`` … ``logdetS``."""
+flows ``prior1`` … ``priorS`` and ``logdet1`` … ``logdetS``; folders of images add ``file``."""
 
 
 def write_table(frame: pd.DataFrame, path: Path | str, *, facts: Mapping[str, str]) -> None:

@@ -50,7 +50,7 @@ def score_table(
 ) -> pd.DataFrame:
     """Log-likelihoods of a dataset's fold under a run's model.
 
-    It is known to MLflow by the dataset's slug.
+    It is known to MLflow by the dataset's slug. Images of a folder have their file's name in it.
 
     Taken from the run's artifacts where they hold this table of the same weights and images, else
     computed and kept there; ``bpd/<dataset>`` of the test fold, and a class-conditional model's
@@ -79,6 +79,8 @@ def score_table(
     count = len(images.pixels)
     with console.progress(f"{run.name}: scoring {slug}", count) as advance:
         table = score_together(session, Scoring(run, dataset, fold, limit), advance)
+    if images.files:
+        table.insert(1, "file", images.files)
     with tempfile.TemporaryDirectory(prefix="oodflow-") as folder:
         write_table(table, Path(folder) / Path(path).name, facts=facts)
         runs.log_artifacts(session.store, run.run_id, Path(folder), "scores")

@@ -5,11 +5,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
 from oodflow import console
-from oodflow.data.image_files import UnreadableImage, find_images, read_image
+from oodflow.data.image_files import find_images, printable
+from oodflow.detection.preprocessing import Preprocessing, remembered
+from oodflow.detection.stream import read_ahead
 from oodflow.errors import UserError
 from oodflow.evaluation.scoring import score_images
 from oodflow.models.device import available_device
@@ -34,9 +37,12 @@ def command(options: ScoreOptions) -> int:
         raise UserError(f"--out {target} must end in {' or '.join(WRITERS)}")
     place = available_device(options.device)
     with _checkpoint(options.run) as file:
-        model, _, _ = load_model(file)
+        model, experiment, _ = load_model(file)
     files = find_images([Path(path) for path in options.paths])
-    table, unreadable = score_files(model.to(place).eval(), files, options.resize, place)
+    # A folder has images of any size, so it is known what becomes of them.
+    resize = options.resize or experiment.data.dataset.startswith("folder:")
+    model = model.to(place).eval()
+    table, unreadable = score_files(model, remembered(experiment), files, resize, place)
     if len(table):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,26 +56,40 @@ def command(options: ScoreOptions) -> int:
 
 
 def score_files(
-    model: LikelihoodModel, files: Sequence[Path], resize: bool, device: torch.device
-) -> tuple[pd.DataFrame, dict[Path, str]]:
+    model: LikelihoodModel,
+    preprocessing: Preprocessing,
+    files: Sequence[Path],
+    resize: bool,
+    device: torch.device,
+) -> tuple[pd.DataFrame, dict[str, str]]:
     """One row per image: file, log_prob (nats), scale1 …, last_scale, bpd; and what was unreadable.
 
-    With ``resize`` images of another size than the model's are resized, else they are unreadable.
+    The images are prepared as those of the training were. One of a size that the training's never
+    had is resized with ``resize``; without, UserError names it.
     """
     shape = model.image_shape
-    names, pixels, unreadable = [], [], {}
+    names: list[str] = []
+    pixels: list[np.ndarray] = []
+    unreadable: dict[str, str] = {}
     with console.progress("reading", len(files)) as advance:
-        for done, file in enumerate(files, start=1):
-            try:
-                pixels.append(read_image(file, shape, resize))
-                names.append(str(file))
-            except UnreadableImage as error:
-                unreadable[file] = str(error)
-            advance(done)
+        for batch, inputs in read_ahead(iter(files), preprocessing):
+            for file, each in zip(batch, inputs, strict=True):
+                if each.pixels is None:
+                    unreadable[printable(file)] = each.error
+                elif not resize and not preprocessing.covers(each.size):
+                    raise UserError(
+                        f"{file} is {each.size[0]}×{each.size[1]}, the model scores "
+                        f"{shape[2]}×{shape[1]}; use --resize"
+                    )
+                else:
+                    names.append(printable(file))
+                    pixels.append(each.pixels)
+            advance(len(names) + len(unreadable))
     if not pixels:
         return pd.DataFrame(), unreadable
+    images = torch.from_numpy(np.stack(pixels))
     with console.progress("scoring", len(pixels)) as advance:
-        scored = score_images(model, torch.stack(pixels), None, device=device, on_progress=advance)
+        scored = score_images(model, images, None, device=device, on_progress=advance)
     scales = [f"scale{i + 1}" for i in range(model.scales)]
     table = scored[["log_prob", *(name for name in scales if name in scored)]].copy()
     table.insert(0, "file", names)
