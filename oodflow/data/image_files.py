@@ -99,7 +99,9 @@ def flattened(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer)
-    return image.convert("L" if image.mode in ("1", "L", "F") else "RGB")
+    mode = "L" if image.mode in ("1", "L", "F") else "RGB"
+    # A conversion to the same mode would copy the picture.
+    return image if image.mode == mode else image.convert(mode)
 
 
 def printable(file: Path | str) -> str:

@@ -18,8 +18,8 @@ from oodflow.errors import UserError
 
 __all__ = ["JudgedFiles", "image_files", "judged_files", "read_ahead"]
 
-TOGETHER = 1024
-"""Files whose rows come together: a table of fewer rows costs more than to read the images."""
+TOGETHER = 4096
+"""Files whose rows come together: fewer at a time make scoring wait for reading more often."""
 
 PART = 32
 """Files that a thread reads at a time: a task costs more than to read a small image."""
