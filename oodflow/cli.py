@@ -13,7 +13,7 @@ import click
 
 from oodflow.commands import resolve
 from oodflow.entry_points import ENTRY_POINTS, EntryPoint
-from oodflow.errors import ResourceError, UserError
+from oodflow.errors import UserError
 from oodflow.options import AUTO, Option, options_of, seed_list
 
 __all__ = ["cli", "main"]
@@ -168,7 +168,7 @@ def guarded(run: Callable[[], Any]) -> int:
         return result if isinstance(result, int) else 0
     except UserError as problem:
         error(" ".join(str(problem).split()))
-        return 1 if isinstance(problem, ResourceError) else 2
+        return problem.exit_code
     except click.UsageError as problem:
         command = problem.ctx.command_path if problem.ctx else "oodflow"
         error(f"{' '.join(problem.format_message().split())} (see {command} --help)")

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable
 
-__all__ = ["ResourceError", "UserError", "unknown_name"]
+__all__ = ["FailedTraining", "ResourceError", "UserError", "unknown_name"]
 
 
 class UserError(Exception):
     """Wrong input: one line names the problem, where it is, and the fix.
 
-    The command line prints the line without a traceback and ends with exit code 2.
+    The command line prints the line without a traceback and ends with its exit code.
     """
+
+    exit_code = 2
 
 
 class ResourceError(UserError):
@@ -17,6 +19,14 @@ class ResourceError(UserError):
 
     The line says what was saved and how to continue. The input was right, so the exit code is 1.
     """
+
+    exit_code = 1
+
+
+class FailedTraining(UserError):
+    """A training ran to its end or to a fault of its numbers, and what it made is of no use."""
+
+    exit_code = 1
 
 
 def unknown_name(kind: str, name: str, available: Iterable[str]) -> UserError:

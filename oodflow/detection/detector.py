@@ -23,7 +23,12 @@ from oodflow.detection.inputs import InputImage, from_anything
 from oodflow.detection.preprocessing import Preprocessing
 from oodflow.detection.sealed import FACTS_FILE, seal, verified
 from oodflow.errors import UserError, unknown_name
-from oodflow.evaluation.scores import SCORES, clip_non_finite, compute_scores
+from oodflow.evaluation.scores import (
+    SCORES,
+    clip_non_finite,
+    compute_scores,
+    refuse_all_clipped,
+)
 from oodflow.evaluation.scoring import score_images
 from oodflow.experiment import Experiment
 from oodflow.models.likelihood import LikelihoodModel
@@ -274,8 +279,12 @@ def calibrated(
     not those that the score needs, or the images not of their shape.
     """
     check_models(score, preprocessing, models)
-    table = measured(score, models, images, device, on_progress)
-    calibration = Calibration(table, dict(facts))
+    tables = _tables(models, images, device, on_progress)
+    for role, each in tables.items():
+        # A general model that was trained against these images may exclude them all.
+        if role != "general_outlier":
+            refuse_all_clipped(f"the {role.replace('_', '-')} model", each)
+    calibration = Calibration(_combined(score, models, tables), dict(facts))
     return Detector(score, dataset, preprocessing, dict(models), calibration, device)
 
 
@@ -314,9 +323,18 @@ def measured(
     (Eq. 3 of the paper), and for a difference of two such models c_i,in(x) − c_i,g(x), so that they
     add up to the score. Noise-free; non-finite values are clipped (S4.5).
     """
-    parts = _parts(models)
+    return _combined(score, models, _tables(models, images, device, on_progress))
+
+
+def _tables(
+    models: Mapping[str, DetectorModel],
+    images: NDArray[np.uint8],
+    device: str,
+    on_progress: Callable[[int], None] | None,
+) -> dict[str, pd.DataFrame]:
+    """Role → score table of the images; nothing without images."""
     if len(images) == 0:
-        return pd.DataFrame({name: np.zeros(0) for name in ("score", *parts)})
+        return {}
     pixels = torch.from_numpy(np.ascontiguousarray(images))
     tables = {}
     for number, (role, each) in enumerate(models.items()):
@@ -334,10 +352,19 @@ def measured(
             dequantised=False,
             on_progress=advance,
         )
+    return tables
+
+
+def _combined(
+    score: str, models: Mapping[str, DetectorModel], tables: Mapping[str, pd.DataFrame]
+) -> pd.DataFrame:
+    """The columns of :func:`measured` from the models' tables."""
+    if not tables:
+        return pd.DataFrame({name: np.zeros(0) for name in ("score", *_parts(models))})
     own = tables["in_distribution"]
     scores = compute_scores(own, tables.get("general"), tables.get("general_outlier"))
     columns = {"score": scores[score]}
-    for name in parts:
+    for name in _parts(models):
         columns[name] = clip_non_finite(own[name].to_numpy())
         for role in models:
             if role != "in_distribution" and _contrasts_by_scale(models):

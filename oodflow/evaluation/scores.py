@@ -19,7 +19,14 @@ import pandas as pd
 
 from oodflow.errors import UserError
 
-__all__ = ["CLIP", "SCORES", "bits_per_dimension_mean", "clip_non_finite", "compute_scores"]
+__all__ = [
+    "CLIP",
+    "SCORES",
+    "bits_per_dimension_mean",
+    "clip_non_finite",
+    "compute_scores",
+    "refuse_all_clipped",
+]
 
 CLIP = -3_000_000.0
 """Stands for a non-finite log-likelihood, in nats (S4.5)."""
@@ -68,6 +75,19 @@ def compute_scores(
             _check_same_images(table, contrast, name)
             scores[name] = raw - clip_non_finite(contrast["log_prob"].to_numpy())
     return scores
+
+
+def refuse_all_clipped(model: str, *tables: pd.DataFrame) -> None:
+    """Raise UserError where no likelihood in a model's tables is finite: all scores would be equal.
+
+    >>> refuse_all_clipped("run 1", pd.DataFrame({"log_prob": [np.nan, -7.0]}))
+    """
+    values = np.concatenate([table["log_prob"].to_numpy() for table in tables])
+    if not np.isfinite(values).any():
+        raise UserError(
+            f"{model} gives none of {len(values)} images a finite likelihood: its training "
+            "diverged; choose another run"
+        )
 
 
 def _contributions(table: pd.DataFrame) -> list[np.ndarray]:

@@ -6,6 +6,7 @@ the whole test folds.
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -15,7 +16,9 @@ from oodflow.evaluation.scores import bits_per_dimension_mean, compute_scores
 from oodflow.evaluation.scoring import score_images
 from oodflow.models.likelihood import LikelihoodModel
 
-__all__ = ["VALIDATION_IMAGES", "Validation"]
+__all__ = ["NON_FINITE", "VALIDATION_IMAGES", "Validation"]
+
+NON_FINITE = "valid/non_finite_images"
 
 VALIDATION_IMAGES = 150
 """Images of each dataset in a validation."""
@@ -59,11 +62,18 @@ class Validation:
         )
 
     def __call__(self, model: LikelihoodModel) -> dict[str, float]:
-        """``valid/bpd`` and ``valid/auroc/<ood>/<score>`` of the model as it is now."""
+        """``valid/bpd`` and ``valid/auroc/<ood>/<score>`` of the model as it is now.
+
+        ``valid/non_finite_images`` counts the own images without a finite likelihood. If that is
+        all of them, there are no AUROCs.
+        """
         tables = {name: self._score(model, name) for name in self._sets}
-        metrics = {}
+        lost = ~np.isfinite(tables[""].filter(like="log_prob").to_numpy()).all(axis=1)
+        metrics = {NON_FINITE: float(lost.sum())}
         if model.is_density:
             metrics["valid/bpd"] = bits_per_dimension_mean(tables[""], model.image_shape)
+        if lost.all():
+            return metrics
         scores = {
             name: compute_scores(table, general=self._general[name])
             for name, table in tables.items()

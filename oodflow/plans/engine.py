@@ -121,7 +121,7 @@ def attempt(session: Session, task: Task, outcomes: Mapping[str, Outcome]) -> Ou
     try:
         return _done(session, task, outcomes)
     except UserError as error:
-        mendable = not isinstance(error, ResourceError)
+        mendable = error.exit_code == UserError.exit_code
         return Outcome(task, FAILED, reason=_one_line(error), mendable=mendable)
     except Exception as error:
         reason = f"{type(error).__name__}: {_one_line(error)}"

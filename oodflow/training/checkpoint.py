@@ -27,6 +27,7 @@ from oodflow.experiment import Experiment, from_dict, spec_hash, to_dict
 from oodflow.files import replaced
 from oodflow.models.build import build_model
 from oodflow.models.likelihood import LikelihoodModel
+from oodflow.training.stabilisation import not_finite
 
 __all__ = [
     "MODEL_FILE",
@@ -36,6 +37,7 @@ __all__ = [
     "load_model",
     "load_training",
     "newest_training",
+    "refuse_not_finite",
     "save_model",
     "save_training",
     "tensor_digest",
@@ -133,8 +135,12 @@ def _experiment(path: Path, facts: Mapping[str, str]) -> Experiment:
 
 
 def load_model(path: Path) -> tuple[LikelihoodModel, Experiment, str]:
-    """A model with its weights, its experiment, and the weights' digest."""
+    """A model with its weights, its experiment, and the weights' digest.
+
+    Raises UserError where the file is damaged, or its weights are not finite.
+    """
     tensors, facts = _load(path)
+    refuse_not_finite(tensors, str(path))
     experiment = _experiment(path, facts)
     # Random weights that are replaced at once cost a small model nothing, but a dense Glow's
     # projections take seconds each; the meta device costs its import, of seconds as well.
@@ -147,6 +153,15 @@ def load_model(path: Path) -> tuple[LikelihoodModel, Experiment, str]:
         what = str(error).splitlines()[0]
         raise UserError(f"{path} does not fit its {experiment.model.name}: {what}") from error
     return model, experiment, facts["digest"]
+
+
+def refuse_not_finite(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Raise UserError where weights hold NaN or infinity: no number of such a model means much."""
+    if bad := not_finite(tensors):
+        raise UserError(
+            f"{what} holds {len(bad)} of {len(tensors)} tensors that are not finite, such as "
+            f"{bad[0]}: its training diverged; use another one"
+        )
 
 
 def save_training(folder: Path, state: TrainingState, experiment: Experiment) -> None:

@@ -5,7 +5,7 @@ Nothing is clipped: images are dropped, minibatches and updates are skipped, and
 Several processes decide together, over the images of all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from oodflow.training.distributed import total
 
-__all__ = ["MAX_DROPPED", "StableLogProbs", "all_finite", "stable_log_probs"]
+__all__ = ["MAX_DROPPED", "StableLogProbs", "all_finite", "not_finite", "stable_log_probs"]
 
 MAX_DROPPED = 0.75
 """A minibatch that would lose more than this share of its images is skipped."""
@@ -80,3 +80,16 @@ def all_finite(values: Tensor) -> Tensor:
     [True, False, False]
     """
     return torch.stack(torch.aminmax(values)).isfinite().all()
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold NaN or infinity.
+
+    >>> not_finite({"weight": torch.ones(2), "bias": torch.tensor([0.0, float("nan")])})
+    ['bias']
+    """
+    return [
+        name
+        for name, each in tensors.items()
+        if each.numel() and each.is_floating_point() and not all_finite(each)
+    ]

@@ -20,6 +20,7 @@ from oodflow.evaluation.scores import (
     bits_per_dimension_mean,
     clip_non_finite,
     compute_scores,
+    refuse_all_clipped,
 )
 from oodflow.tracking import runs
 from oodflow.tracking.run_info import RunInfo
@@ -196,16 +197,19 @@ def detection_scores(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Dataset → score → values: the run's own dataset first, then the outlier datasets."""
     dataset = run.tags["dataset"]
-    scores = {}
+    given = {"table": run, "general": general, "general_outlier": general_outlier}
+    models = {part: each for part, each in given.items() if each}
+    tables = {}
     for name in (dataset, *outlier_datasets(session, dataset, ood)):
         fold = inlier_fold if name == dataset else "test"
-        tables = [
-            score_table(session, each, name, limit, fold) if each else None
-            for each in (run, general, general_outlier)
-        ]
-        assert tables[0] is not None
-        scores[name] = compute_scores(tables[0], tables[1], tables[2])
-    return scores
+        tables[name] = {
+            part: score_table(session, each, name, limit, fold) for part, each in models.items()
+        }
+    for part, each in models.items():
+        # Of outliers alone, a model that was trained against them may exclude all.
+        seen = [of[part] for name, of in tables.items() if part != "table" or name == dataset]
+        refuse_all_clipped(f"run {each.run_id} ({each.name})", *seen)
+    return {name: compute_scores(**of) for name, of in tables.items()}
 
 
 def _by_slug(scores: Mapping[str, dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:

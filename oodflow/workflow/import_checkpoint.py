@@ -8,7 +8,7 @@ from oodflow.experiment import Data, Experiment, Loss, Model, Optimisation, para
 from oodflow.foreign.formats import read_model
 from oodflow.options import ImportOptions, PlaceOptions
 from oodflow.tracking import runs
-from oodflow.training.checkpoint import tensor_digest
+from oodflow.training.checkpoint import refuse_not_finite, tensor_digest
 from oodflow.workflow.session import check_same_shape, open_session
 from oodflow.workflow.training_plan import TrainingPlan, model_name, run_tags
 from oodflow.workflow.training_run import keep_weights
@@ -20,6 +20,7 @@ def command(options: ImportOptions) -> None:
     """Read the file, keep its weights as a run, and print the run's id last."""
     file, dataset = options.file, options.dataset
     model, fields = read_model(Path(file), options.format)
+    refuse_not_finite(model.state_dict(), file)
     spec = Model(**fields)
     if dataset:
         check_same_shape(lookup(dataset).name, spec.channels, f"the model in {file}")

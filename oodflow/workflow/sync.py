@@ -85,14 +85,16 @@ def sync(session: Session, run_id: str) -> str:
 def _deliver(session: Session, run_id: str, record: Record, folder: Path) -> str:
     """Bring a run's reports and weights to its store, and finish it if that can be done here."""
     store = session.store
+    failed = runs.get(store, run_id).status == "FAILED"
     runs.reopen(store, run_id)
     tell(store, run_id, record)
     reports = read_reports(folder / JOURNAL_FILE)
     log_reports(store, run_id, reports, unclear=True)
     done = f"run {run_id} has its {len(reports)} reports"
     if not (folder / WEIGHTS).exists():
-        runs.end(store, run_id, "KILLED")
-        return f"{done}; its training is not over: the same command with --resume goes on"
+        runs.end(store, run_id, "FAILED" if failed else "KILLED")
+        what = "it failed" if failed else "its training is not over"
+        return f"{done}; {what}: the same command with --resume goes on, or says why it cannot"
     deliver_weights(store, run_id, folder)
     dataset = lookup(record.tags["dataset"])
     if not session.present(dataset.name):

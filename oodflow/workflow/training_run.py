@@ -9,16 +9,19 @@ import dataclasses
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from oodflow import console
 from oodflow.data.batches import Batches
 from oodflow.data.catalog import lookup, slug_of
 from oodflow.data.images import Images
-from oodflow.errors import UserError
-from oodflow.evaluation.validation import Validation
+from oodflow.errors import FailedTraining, UserError
+from oodflow.evaluation.validation import NON_FINITE, Validation
 from oodflow.experiment import Experiment
 from oodflow.files import STATE_FOLDER
 from oodflow.models.likelihood import LikelihoodModel
@@ -30,6 +33,7 @@ from oodflow.training.checkpoint import save_model, save_training
 from oodflow.training.distributed import broadcast, world
 from oodflow.training.interruption import Checkpoints
 from oodflow.training.loop import Trainer, TrainingReport, initialise, new_model
+from oodflow.training.verdict import counts, why_failed
 from oodflow.workflow.run_state import (
     WEIGHTS,
     deliver_weights,
@@ -192,7 +196,7 @@ def _train(
         initialise(model, data.inliers)
     checkpoints = Checkpoints(lambda: save_training(folder, trainer.state(), experiment))
     every = experiment.optimisation.report_every
-    with delivering(session.store, run_id, reports, resumed) as deliver:
+    with _numerical(plan, run_id), delivering(session.store, run_id, reports, resumed) as deliver:
         with console.progress(plan.name, steps, trainer.step) as advance, checkpoints:
 
             def on_step(step: int, bpd: Callable[[], float]) -> None:
@@ -209,8 +213,30 @@ def _train(
                     reports.append(append_report(folder / JOURNAL_FILE, report.step, metrics))
                     deliver(reports[-1])
                 checkpoints.save()
-        save_model(folder / WEIGHTS, model, experiment)
-        _say_result(plan, [report.metrics for report in reports], steps)
+        logged = [report.metrics for report in reports]
+        why = why_failed(model, logged, steps, int(logged[-1].get(NON_FINITE, 0)))
+        if not why:
+            save_model(folder / WEIGHTS, model, experiment)
+            _say_result(plan, logged, steps)
+    # Here, since by now the store has the reports that show it.
+    if why:
+        raise _failed(plan, run_id, why)
+
+
+@contextmanager
+def _numerical(plan: TrainingPlan, run_id: str) -> Iterator[None]:
+    """A matrix that cannot be inverted any more is a training that failed, not a bug."""
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:
+        raise _failed(plan, run_id, " ".join(str(error).split())) from error
+
+
+def _failed(plan: TrainingPlan, run_id: str, why: str) -> FailedTraining:
+    return FailedTraining(
+        f"{plan.name}: the training failed: {why}; run {run_id} is not registered; "
+        "train with a lower lr, or a longer warmup"
+    )
 
 
 def train_along(options: TrainingOptions) -> None:
@@ -263,12 +289,7 @@ def report_metrics(report: TrainingReport) -> dict[str, float]:
 
 def _say_result(plan: TrainingPlan, reports: Sequence[Mapping[str, float]], updates: int) -> None:
     last = reports[-1]
-    counts = {
-        "images dropped": sum(report["train/dropped_images"] for report in reports),
-        "batches skipped": sum(report["train/skipped_batches"] for report in reports),
-        "updates skipped": sum(report["train/skipped_updates"] for report in reports),
-    }
-    unstable = "".join(f", {int(count)} {what}" for what, count in counts.items() if count)
+    unstable = "".join(f", {count} {what}" for what, count in counts(reports).items() if count)
     loss = (
         f"{last['train/bpd']:.3f} bpd in training, {last['valid/bpd']:.3f} in validation"
         if "train/bpd" in last and "valid/bpd" in last
