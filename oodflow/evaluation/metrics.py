@@ -1,7 +1,8 @@
 """How well a score separates in-distribution from outlier images: AUROC, AUPR, FPR at 95 % TPR.
 
 In-distribution images are the positive class, a higher score means more in-distribution, and every
-metric is a fraction (S5.1, S6). scikit-learn does the counting.
+metric is a fraction (S5.1, S6). scikit-learn does the counting. The field also has outliers as the
+positive class: those metrics end in ``_out``. The AUROC is the same either way.
 """
 
 import math
@@ -13,10 +14,21 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from oodflow.errors import UserError
 
-__all__ = ["aupr", "auroc", "detection_metrics", "evaluate_scores", "fpr95", "mean_std"]
+__all__ = [
+    "METRICS",
+    "TRUE_POSITIVE_RATE",
+    "aupr",
+    "aupr_out",
+    "auroc",
+    "detection_metrics",
+    "evaluate_scores",
+    "fpr95",
+    "fpr95_out",
+    "mean_std",
+]
 
 TRUE_POSITIVE_RATE = 0.95
-"""Share of in-distribution images that must be accepted where FPR95 is read off."""
+"""Share of the positive images that must be found where FPR95 is read off."""
 
 
 def _labelled(inliers: ArrayLike, outliers: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +55,7 @@ def _labelled(inliers: ArrayLike, outliers: ArrayLike) -> tuple[np.ndarray, np.n
 def auroc(inliers: ArrayLike, outliers: ArrayLike) -> float:
     """P(in-distribution score > outlier score) + P(equal) / 2.
 
-    Raises UserError, as all three metrics do, if a side is empty or holds a non-finite score.
+    Raises UserError, as all metrics do, if a side is empty or holds a non-finite score.
 
     >>> auroc([1.0, 3.0], [0.0, 1.0])
     0.875
@@ -68,20 +80,50 @@ def fpr95(inliers: ArrayLike, outliers: ArrayLike) -> float:
     >>> fpr95([5.0, 4.0], [4.5, 3.0])
     0.5
     """
-    truth, scores = _labelled(inliers, outliers)
+    return _false_positives(*_labelled(inliers, outliers))
+
+
+def _false_positives(truth: np.ndarray, scores: np.ndarray) -> float:
     # With intermediate points dropped, the first threshold at 95 % might be one of those missing.
     false_positives, true_positives, _ = roc_curve(truth, scores, drop_intermediate=False)
     return float(false_positives[np.argmax(true_positives >= TRUE_POSITIVE_RATE)])
 
 
-METRICS = {"auroc": auroc, "aupr": aupr, "fpr95": fpr95}
+def aupr_out(inliers: ArrayLike, outliers: ArrayLike) -> float:
+    """:func:`aupr` with the outliers positive, those of the lowest scores first.
+
+    >>> round(aupr_out([3.0, 1.0], [2.0]), 4)
+    0.5
+    """
+    truth, scores = _labelled(inliers, outliers)
+    return float(average_precision_score(1 - truth, -scores))
+
+
+def fpr95_out(inliers: ArrayLike, outliers: ArrayLike) -> float:
+    """Share of inliers rejected at the lowest threshold that rejects 95 % of the outliers.
+
+    >>> fpr95_out([5.0, 4.0], [4.5, 3.0])
+    0.5
+    """
+    truth, scores = _labelled(inliers, outliers)
+    return _false_positives(1 - truth, -scores)
+
+
+METRICS = {
+    "auroc": auroc,
+    "aupr": aupr,
+    "aupr_out": aupr_out,
+    "fpr95": fpr95,
+    "fpr95_out": fpr95_out,
+}
+"""All by the names that they have in MLflow."""
 
 
 def detection_metrics(inliers: ArrayLike, outliers: ArrayLike) -> dict[str, float]:
-    """All three metrics: ``{"auroc": …, "aupr": …, "fpr95": …}``.
+    """All of :data:`METRICS` by their names.
 
     >>> detection_metrics([1.0, 2.0], [-1.0, 0.0])
-    {'auroc': 1.0, 'aupr': 1.0, 'fpr95': 0.0}
+    {'auroc': 1.0, 'aupr': 1.0, 'aupr_out': 1.0, 'fpr95': 0.0, 'fpr95_out': 0.0}
     """
     return {name: metric(inliers, outliers) for name, metric in METRICS.items()}
 
@@ -92,8 +134,8 @@ def evaluate_scores(
     """Metrics of every score against every outlier dataset, under their names in MLflow.
 
     ``in_scores`` maps a score to its values on the in-distribution test fold, ``out_scores`` maps
-    an outlier dataset to the same for that dataset. Returns ``auroc/<ood>/<score>``, and ``aupr``
-    and ``fpr95`` likewise, and ``auroc/mean/<score>``, the mean over the outlier datasets. Raises
+    an outlier dataset to the same for that dataset. Returns ``auroc/<ood>/<score>``, and the other
+    metrics likewise, and ``auroc/mean/<score>``, the mean over the outlier datasets. Raises
     UserError if there is no outlier dataset or one lacks a score.
 
     >>> ones, noughts = {"raw": np.ones(2)}, {"raw": np.zeros(2)}

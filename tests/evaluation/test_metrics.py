@@ -9,10 +9,12 @@ import pytest
 from oodflow.errors import UserError
 from oodflow.evaluation.metrics import (
     aupr,
+    aupr_out,
     auroc,
     detection_metrics,
     evaluate_scores,
     fpr95,
+    fpr95_out,
     mean_std,
 )
 
@@ -40,7 +42,17 @@ def average_precision(inliers, outliers):
     return total
 
 
-REFERENCES = [(auroc, pairwise_auroc), (aupr, average_precision), (fpr95, threshold_fpr95)]
+def with_outliers_positive(metric):
+    return lambda inliers, outliers: metric([-y for y in outliers], [-x for x in inliers])
+
+
+REFERENCES = [
+    (auroc, pairwise_auroc),
+    (aupr, average_precision),
+    (aupr_out, with_outliers_positive(average_precision)),
+    (fpr95, threshold_fpr95),
+    (fpr95_out, with_outliers_positive(threshold_fpr95)),
+]
 
 
 @pytest.mark.parametrize(("metric", "reference"), REFERENCES)
@@ -56,7 +68,8 @@ def test_against_the_definition(metric, reference, ties, inliers, outliers):
 
 
 def test_higher_means_more_in_distribution():
-    assert detection_metrics([2.0, 3.0], [0.0, 1.0]) == {"auroc": 1.0, "aupr": 1.0, "fpr95": 0.0}
+    found = detection_metrics([2.0, 3.0], [0.0, 1.0])
+    assert found == {"auroc": 1.0, "aupr": 1.0, "aupr_out": 1.0, "fpr95": 0.0, "fpr95_out": 0.0}
     assert auroc([0.0, 1.0], [2.0, 3.0]) == 0.0
     assert fpr95([0.0, 1.0], [2.0, 3.0]) == 1.0
 
@@ -67,7 +80,7 @@ def test_fpr95_counts_exactly_95_percent_as_reached():
     assert fpr95(inliers, [101.0, 0.0]) == 0.5
 
 
-@pytest.mark.parametrize("metric", [auroc, aupr, fpr95, detection_metrics])
+@pytest.mark.parametrize("metric", [auroc, aupr, aupr_out, fpr95, fpr95_out, detection_metrics])
 @pytest.mark.parametrize(
     ("inliers", "outliers", "message"),
     [
@@ -95,7 +108,7 @@ def test_evaluate_scores_names_and_values():
     assert set(metrics) == {
         *(
             f"{metric}/{ood}/{score}"
-            for metric in ("auroc", "aupr", "fpr95")
+            for metric in ("auroc", "aupr", "aupr_out", "fpr95", "fpr95_out")
             for ood in ("svhn", "lsun")
             for score in ("raw", "diff")
         ),

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from oodflow.evaluation.metrics import METRICS
 from oodflow.experiment import parameters, spec_hash
 from oodflow.tracking import runs
 from oodflow.training.checkpoint import load_model
@@ -179,7 +180,7 @@ def test_seeds_differ_in_their_weights(store, detectors):
 
 def test_detectors_have_the_metrics_of_the_contract_and_no_others(detectors):
     expected = {f"bpd/{name}" for name in ("sketch-shapes", *OODS)}
-    expected |= {f"{m}/{o}/{s}" for m in ("auroc", "aupr", "fpr95") for o in OODS for s in SCORES}
+    expected |= {f"{m}/{o}/{s}" for m in METRICS for o in OODS for s in SCORES}
     expected |= {f"auroc/mean/{score}" for score in SCORES}
     expected |= {f"train/{name}" for name in TRAIN} | {"valid/bpd"}
     expected |= {f"valid/auroc/{o}/{s}" for o in OODS for s in ("raw", "last_scale", "diff")}
@@ -438,7 +439,7 @@ def test_evaluating_again_scores_no_image_again(trained):
     assert {file: file.stat().st_mtime_ns for file in trained.folder.rglob("*.parquet")} == scored
     assert runs.get(store, run.run_id).metrics == run.metrics
     [record] = runs.find(store, {"kind": "evaluate"})
-    names = [name for name in run.metrics if name.startswith(("auroc/", "aupr/", "fpr95/"))]
+    names = [name for name in run.metrics if name.split("/")[0] in METRICS]
     assert {name: record.metrics[name] for name in names} == {n: run.metrics[n] for n in names}
 
 
