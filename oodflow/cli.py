@@ -64,7 +64,7 @@ KINDS: dict[type, click.ParamType] = {
 
 def click_parameter(each: Option) -> click.Parameter:
     """The click parameter of one field: both spellings of its name, type, default and choices."""
-    choices = [choice for choice in each.choices if choice is not None]
+    choices = [choice for choice in each.choices + each.plugins if choice is not None]
     # Seeds are one word with commas; other tuples are given value by value.
     many = each.kind is tuple and not each.words
     kind: click.ParamType = click.Choice(choices) if choices else KINDS[str if many else each.kind]

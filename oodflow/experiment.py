@@ -15,7 +15,6 @@ from oodflow.errors import UserError
 
 __all__ = [
     "COMPRESSORS",
-    "MODELS",
     "OUTLIER_LOSSES",
     "PRECISIONS",
     "Data",
@@ -30,18 +29,6 @@ __all__ = [
     "to_dict",
 ]
 
-MODELS = (
-    "glow",
-    "glow-conditional",
-    "glow-local",
-    "glow-dense",
-    "pixelcnn",
-    "tarflow",
-    "wide-resnet",
-    "png",
-    "webp",
-    "jpeg2000",
-)
 COMPRESSORS = ("png", "webp", "jpeg2000")
 """Models without parameters: nothing to train, log p(x) = −bits·ln 2."""
 OUTLIER_LOSSES = ("none", "binary", "margin")
@@ -63,7 +50,7 @@ class Model:
 
     channels: int
     name: str
-    """Model family, one of :data:`MODELS`."""
+    """Model family, one of :data:`oodflow.registration.MODELS`."""
     depth: int
     """Glow: steps a scale; PixelCNN++: blocks a stage; Wide-ResNet: depth; TarFlow: blocks."""
     hidden: int
@@ -73,6 +60,8 @@ class Model:
     dropout: float = 0.0
     patch: int = added(0)
     layers: int = added(0)
+    plugin: str = added("")
+    """Package and version that registered the model; "" for a built-in one."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +73,8 @@ class Data:
     """Only the first so many images of each fold; 0: all."""
     digest: str = ""
     """Identity of the whole training fold: other images make another experiment."""
+    plugin: str = added("")
+    """Package and version that registered the dataset; "" for a built-in one."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +94,8 @@ class Loss:
     """Identity of the whole training fold of the outlier dataset."""
     margin: float = 0.0
     """Margin of the margin loss, in nats; 0: the number of dimensions."""
+    outlier_plugin: str = added("")
+    """Package and version that registered the outlier dataset; "" for a built-in one."""
 
 
 @dataclass(frozen=True)

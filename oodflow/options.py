@@ -5,13 +5,14 @@ from the preset or the data; on the command line it is the word ``auto``.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from oodflow.errors import UserError, unknown_name
-from oodflow.experiment import MODELS, OUTLIER_LOSSES, PRECISIONS
+from oodflow.experiment import OUTLIER_LOSSES, PRECISIONS
+from oodflow.registration import MODELS, SCORES, Register
 
 __all__ = [
     "AUTO",
@@ -62,9 +63,6 @@ TUNED = "tuned"
 
 PRESETS = ("quick", "paper")
 
-DETECTABLE = (AUTO, "raw", "scale1", "scale2", "last_scale", "diff", "diff_outlier")
-"""Scores that a detector can have."""
-
 TunableNumber = float | Literal["tuned"]
 Seeds = tuple[int, ...]
 
@@ -72,7 +70,7 @@ Seeds = tuple[int, ...]
 def option(
     help: str,
     default: Any = None,
-    choices: tuple[str, ...] = (),
+    choices: Iterable[str] = (),
     *,
     name: str = "",
     required: bool = False,
@@ -80,8 +78,9 @@ def option(
 ) -> Any:
     """A field that people set, with its help and its default.
 
-    ``name`` replaces the field's name on the command line, where Python cannot use it. An
-    ``argument`` is given without a name; a ``required`` option has to be given.
+    A register as ``choices`` stands for its names, those of plug-ins included. ``name`` replaces
+    the field's name on the command line, where Python cannot use it. An ``argument`` is given
+    without a name; a ``required`` option has to be given.
     """
     facts = {"name": name, "required": required, "argument": argument}
     return field(default=default, metadata={"help": help, "choices": choices, **facts})
@@ -97,6 +96,8 @@ class Option:
     default: Any
     help: str
     choices: tuple[str, ...]
+    plugins: tuple[str, ...]
+    """Further choices, of plug-ins and one's own code."""
     words: tuple[str, ...]
     """Words that stand for a value: ``auto`` for None, and ``tuned``."""
     group: str
@@ -114,8 +115,9 @@ class Options:
     def __post_init__(self) -> None:
         for each in options_of(type(self)):
             value = getattr(self, each.name)
-            if each.choices and value not in each.choices:
-                raise unknown_name(each.name, str(value), filter(None, each.choices))
+            known = each.choices + each.plugins
+            if each.choices and value not in known:
+                raise unknown_name(each.name, str(value), filter(None, known))
 
 
 @dataclass(frozen=True)
@@ -412,7 +414,7 @@ class DetectorOptions(PlaceOptions):
     run: str = option(
         "in-distribution model: a run id, a models:/ URI; auto: the newest", AUTO, argument=True
     )
-    score: str = option("auto: the best that the registered contrasts allow", AUTO, DETECTABLE)
+    score: str = option("auto: the best that the registered contrasts allow", AUTO, SCORES)
     calibrate: str = option("images not trained on: test, a dataset, or folder:PATH", "test")
     general: str = option("general model of diff; auto: that of the run", AUTO)
     general_outlier: str = option("general model of diff_outlier; auto: newest of the seed", AUTO)
@@ -474,7 +476,11 @@ def options_of(section: type[Options]) -> Iterator[Option]:
         kind = next(get_origin(each) or each for each in kinds if each is not NoneType)
         literals = tuple(word for each in kinds for word in get_args(each) if isinstance(word, str))
         words = (AUTO,) * (NoneType in kinds) + literals
-        choices = facts.metadata["choices"] + ((None,) * (NoneType in kinds and kind is str))
+        given = facts.metadata["choices"]
+        register = given if isinstance(given, Register) else None
+        choices = register.built_in if register is not None else tuple(given)
+        # A default that is none of them stands for one.
+        choices = (facts.default,) * (facts.default not in choices) + choices if choices else ()
         group = (part.__doc__ or "").splitlines()[0]
         yield Option(
             name=name,
@@ -482,6 +488,7 @@ def options_of(section: type[Options]) -> Iterator[Option]:
             default=facts.default,
             help=facts.metadata["help"],
             choices=choices,
+            plugins=register.names()[len(register.built_in) :] if register is not None else (),
             words=words,
             group=group,
             flag=facts.metadata["name"] or name,

@@ -8,10 +8,12 @@ from typing import TypeVar
 from oodflow.errors import UserError, unknown_name
 from oodflow.experiment import COMPRESSORS, Data, Experiment, Loss, Model, Optimisation
 from oodflow.options import AUTO, LossOptions, ModelOptions, TrainingOptions, TunableNumber
+from oodflow.registration import MODELS
 
 __all__ = [
     "OUTLIER_WEIGHTS",
     "PAPER_STEPS",
+    "Preset",
     "architecture",
     "build_experiment",
     "classifier_loss",
@@ -24,20 +26,23 @@ PAPER_STEPS = 250 * (50_000 // 64)
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings of one model; steps of 0 mean ``epochs`` passes, ``report_every`` 0 one pass."""
+    """Settings of one model: the fields of its description, and how it is trained.
+
+    Steps of 0 mean ``epochs`` passes, ``report_every`` 0 one pass.
+    """
 
     depth: int
     hidden: int
     batch_size: int
     lr: float
     finetune_lr: float
-    weight_decay: float
-    warmup: int
-    report_every: int
-    epochs: int
-    scratch_steps: int
-    general_steps: int
-    finetune_steps: int
+    weight_decay: float = 0.0
+    warmup: int = 0
+    report_every: int = 0
+    epochs: int = 1
+    scratch_steps: int = 0
+    general_steps: int = 0
+    finetune_steps: int = 0
     mixtures: int = 0
     dropout: float = 0.0
     patch: int = 0
@@ -59,13 +64,9 @@ NOTHING = Preset(
     warmup=0, report_every=1, epochs=0, scratch_steps=1, general_steps=1, finetune_steps=1,
 )  # fmt: skip
 
-PRESETS: Mapping[tuple[str, str], Preset] = {
-    ("glow", "quick"): QUICK_GLOW,
-    ("glow", "paper"): PAPER_GLOW,
-    ("glow-conditional", "quick"): QUICK_GLOW,
-    ("glow-conditional", "paper"): PAPER_GLOW,
-    ("glow-local", "quick"): QUICK_GLOW,
-    ("glow-local", "paper"): PAPER_GLOW,
+_PRESETS: Mapping[tuple[str, str], Preset] = {
+    **{(name, "quick"): QUICK_GLOW for name in ("glow", "glow-conditional", "glow-local")},
+    **{(name, "paper"): PAPER_GLOW for name in ("glow", "glow-conditional", "glow-local")},
     ("glow-dense", "quick"): replace(
         QUICK_GLOW, depth=2, hidden=64, scratch_steps=500, general_steps=500
     ),
@@ -107,15 +108,20 @@ PRESETS: Mapping[tuple[str, str], Preset] = {
 PixelCNN++'s batch is that of its public implementation, 16; TarFlow's settings are those of its
 paper (arXiv:2412.06329)."""
 
+for _name in MODELS.built_in:
+    MODELS.add(_name, {of: each for (name, of), each in _PRESETS.items() if name == _name})
+
 OUTLIER_WEIGHTS = {"binary": 6000.0, "margin": 1.0}
 """λ of S4.4, and the plain margin loss of S7.5."""
 
 
 def _preset(options: ModelOptions) -> Preset:
-    key = (options.model, options.preset)
-    if key not in PRESETS:
-        raise unknown_name("model and preset", " ".join(key), map(" ".join, PRESETS))
-    return PRESETS[key]
+    presets = MODELS.get(options.model)
+    if presets is None:
+        raise MODELS.unknown(options.model)
+    if options.preset not in presets:
+        raise unknown_name(f"preset of {options.model}", options.preset, presets)
+    return presets[options.preset]
 
 
 Value = TypeVar("Value", int, float)
@@ -151,6 +157,7 @@ def architecture(options: ModelOptions, channels: int) -> Model:
         dropout=preset.dropout,
         patch=preset.patch,
         layers=preset.layers,
+        plugin=MODELS.origin(options.model),
     )
 
 

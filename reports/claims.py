@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from oodflow.tracking.registry import FAMILIES, Registry, is_plain
+from oodflow.tracking.registry import Registry, is_plain
 from oodflow.tracking.run_info import RunInfo
 from reports.collect import auroc_frame, fourier_frame
 from reports.document import Claim
@@ -23,7 +23,7 @@ FOURIER_MARGIN = 0.5
 def check_claims(registry: Registry) -> tuple[Claim, ...]:
     """All claims for each family of datasets that has in-distribution Glows."""
     found: list[Claim] = []
-    for family in FAMILIES:
+    for family in registry.families:
         frame = auroc_frame(registry, "glow", family)
         frame = frame[frame["setting"] == "unsupervised"]
         if len(frame):

@@ -135,7 +135,7 @@ def comparison_frame(registry: Registry, family: str, fold: str) -> pd.DataFrame
             rows += _compared(model, model, "auroc/", names)
     frame = _frame(rows, ["model", "dataset", "ood", "general", "auroc"])
     frame = frame.drop_duplicates(["seed", "model", "dataset", "ood", "general"])
-    order = {name: position for position, name in enumerate(CATALOG)}
+    order = {name: position for position, name in enumerate(CATALOG.names())}
     return frame.sort_values(
         "dataset",
         key=lambda names: names.map(lambda name: order.get(name, len(order))),
@@ -224,7 +224,7 @@ def _analyses(
         and is_plain(run)
         and model in ("", run.tags["model"])
     ]
-    order = {name: position for position, name in enumerate(CATALOG)}
+    order = {name: position for position, name in enumerate(CATALOG.names())}
     return sorted(
         wanted, key=lambda run: (order.get(run.tags["dataset"], len(order)), seed_of(run))
     )

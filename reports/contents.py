@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pandas as pd
 
-from oodflow.experiment import MODELS
-from oodflow.tracking.registry import FAMILIES, Registry
+from oodflow.registration import MODELS
+from oodflow.tracking.registry import Registry
 from reports.collect import (
     auroc_frame,
     bpd_frame,
@@ -44,8 +44,10 @@ def all_tables(
     tables: dict[str, Table] = {}
     present = {(run.tags["family"], run.tags["model"]) for run in registry.training}
     wanted = present | {(family, model) for _, family, model in PAPER if published}
-    for family in FAMILIES:
-        for model in [name for name in MODELS if (family, name) in wanted]:
+    # Runs outlive the package that registered their model.
+    models = dict.fromkeys((*MODELS.names(), *sorted(model for _, model in present)))
+    for family in registry.families:
+        for model in [name for name in models if (family, name) in wanted]:
             for kind, table in _of_model(registry, model, family, refine).items():
                 paper = PAPER.get((kind, family, model), ()) if published else ()
                 if not table.rows and not paper:

@@ -13,7 +13,7 @@ from oodflow.errors import UserError
 from oodflow.evaluation.plots import effect_figure
 from oodflow.evaluation.scores import clip_non_finite, compute_scores
 from oodflow.tracking import runs
-from oodflow.tracking.registry import FAMILIES, Registry, is_plain, seed_of
+from oodflow.tracking.registry import Registry, is_plain, seed_of
 from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.store import Store
 from reports.collect import auroc_frame
@@ -57,7 +57,7 @@ def draw_all(store: Store, registry: Registry) -> Iterator[Drawing]:
     """
     yield from _effects(store, registry)
     yield from _fourier(store, registry)
-    for family in FAMILIES:
+    for family in registry.families:
         yield from _starts(store, registry, family)
         yield from _overview(registry, family)
         yield from _losses(store, registry, family)

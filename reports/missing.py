@@ -1,11 +1,11 @@
 """The commands that would fill the gaps of a report's tables."""
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from oodflow.data.catalog import CATALOG, data_folder, lookup
-from oodflow.presets import PRESETS
+from oodflow.data.catalog import CATALOG, FAMILIES, data_folder, lookup
+from oodflow.registration import MODELS
 from oodflow.tracking.registry import Registry
 from oodflow.tracking.run_info import RunInfo
 from reports.layouts import (
@@ -60,15 +60,15 @@ def missing_commands(tables: Mapping[str, Table], registry: Registry) -> list[st
     """
     found: dict[str, int] = {}
     for name, table in tables.items():
-        for gap in _gaps(name, table):
+        for gap in _gaps(name, table, registry.families):
             for stage, command in _filling(gap, registry):
                 found[command] = max(stage, found.get(command, stage))
     return sorted(found, key=lambda command: found[command])
 
 
-def _gaps(name: str, table: Table) -> Iterator[Gap]:
+def _gaps(name: str, table: Table, families: Collection[str]) -> Iterator[Gap]:
     """Cells of ours without a number; means fill themselves."""
-    kind, family, model = _parts(name)
+    kind, family, model = _parts(name, families)
     for row in table.rows:
         if MEAN in row.labels or ALL in row.labels:
             continue
@@ -79,13 +79,12 @@ def _gaps(name: str, table: Table) -> Iterator[Gap]:
                 yield Gap(kind, family, model, row.labels, group, column)
 
 
-def _parts(name: str) -> tuple[str, str, str]:
+def _parts(name: str, families: Collection[str] = FAMILIES) -> tuple[str, str, str]:
     """Kind, family of datasets, and family of models in a table's file name.
 
     >>> _parts("general-distributions-sketch"), _parts("bpd-natural-glow-local")
     (('general-distributions', 'sketch', 'glow'), ('bpd', 'natural', 'glow-local'))
     """
-    families = {facts.family for facts in CATALOG.values()} | {"folder"}
     words = name.split("-")
     place = next(i for i, word in enumerate(words) if i and word in families)
     return "-".join(words[:place]), words[place], "-".join(words[place + 1 :]) or "glow"
@@ -101,7 +100,7 @@ def _filling(gap: Gap, registry: Registry) -> Iterator[tuple[int, str]]:
         yield 6, f"oodflow evaluate --general {gap.column.removesuffix(' alone')}{fold}"
         return
     dataset = gap.labels[0]
-    if dataset not in CATALOG:
+    if dataset not in CATALOG or gap.model not in MODELS:
         return
     for name in gap.labels:
         yield from _absent(name)
@@ -217,9 +216,10 @@ def _settings(gap: Gap, command: str, init: str, beside: list[RunInfo]) -> dict[
     if not beside:
         return {"preset": "quick" if gap.family in ("sketch", "folder") else "paper"}
     model = next((run for run in beside if run.tags["kind"] == command), beside[0]).params
-    paper = PRESETS[gap.model, "paper"]
-    name = "paper" if model.get("model.depth") == str(paper.depth) else "quick"
-    preset = PRESETS[gap.model, name]
+    presets = MODELS[gap.model]
+    published = "paper" in presets and model.get("model.depth") == str(presets["paper"].depth)
+    name = "paper" if published else "quick"
+    preset = presets[name]
     usual = {"depth": preset.depth, "hidden": preset.hidden, "batch_size": preset.batch_size}
     own = {
         option.replace("_", "-"): model[parameter]

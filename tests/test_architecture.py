@@ -16,6 +16,7 @@ PACKAGES = ("oodflow", "tuning", "reports")
 # The ground floor first. Units of one floor know nothing of each other.
 FLOORS = (
     {"errors", "files"},
+    {"registration"},
     {"experiment", "commands"},
     {"options", "console"},
     {"entry_points"},

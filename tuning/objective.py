@@ -72,8 +72,8 @@ def train_set_auroc(
     The tables are the models' log-likelihoods of the same images in the same order (S4.4). The
     authors' code subtracts two passes that are shuffled independently.
     """
-    own = compute_scores(inliers, general_inliers)["diff"]
-    other = compute_scores(outliers, general_outliers)["diff"]
+    own = compute_scores(inliers, general_inliers, names=["diff"])["diff"]
+    other = compute_scores(outliers, general_outliers, names=["diff"])["diff"]
     return auroc(own, other)
 
 

@@ -14,7 +14,8 @@ from oodflow.experiment import COMPRESSORS, Experiment
 from oodflow.models.device import available_device
 from oodflow.models.glow import Scale
 from oodflow.options import BenchOptions, FinetuneOptions, carried
-from oodflow.presets import PRESETS, architecture, build_experiment, classifier_loss, loss_of
+from oodflow.presets import architecture, build_experiment, classifier_loss, loss_of
+from oodflow.registration import MODELS
 
 __all__ = ["Bench", "Floor", "Update", "measure"]
 
@@ -108,7 +109,8 @@ def measure(chosen: BenchOptions) -> Bench:
     floor = _floor(trainings[0], *rates)
     report_ms = 1e3 * min(trainings[0].report_seconds() for _ in range(3))
     every = experiment.optimisation.report_every
-    epochs = PRESETS[experiment.model.name, "paper"].epochs
+    presets = MODELS[experiment.model.name]
+    epochs = presets.get("paper", presets["quick"]).epochs
     batch_size = experiment.optimisation.batch_size
     return Bench(
         device=str(device),

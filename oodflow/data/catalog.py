@@ -6,15 +6,27 @@ Imports neither torch nor numpy, so that the command line can read it to print i
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from oodflow.errors import UserError, unknown_name
+from oodflow.registration import DATASETS, Register, origin_of
 
-__all__ = ["CATALOG", "FOLDS", "Dataset", "agreeing", "data_folder", "lookup", "slug_of"]
+__all__ = [
+    "CATALOG",
+    "FAMILIES",
+    "FOLDS",
+    "Dataset",
+    "agreeing",
+    "data_folder",
+    "lookup",
+    "register_dataset",
+    "slug_of",
+]
 
 FOLDS = ("train", "test")
 
@@ -42,10 +54,10 @@ class Dataset:
     """Path of its files below the data folder; "" for datasets that are generated."""
     obtain: str
     """One sentence: how to get it."""
-    source: str
-    """The name of the module that reads its files."""
+    source: str = ""
+    """The name of the module that reads its files; "" for a registered one, which has ``read``."""
     family: str = "natural"
-    """Datasets that are reported together: natural, grey, mri, sketch or folder."""
+    """Datasets that are reported together: natural, grey, mri, sketch, folder or another word."""
     translate: int = 3
     """Training images are shifted by up to so many pixels in x and in y (S4.1)."""
     elsewhere: tuple[str, ...] = ()
@@ -53,8 +65,8 @@ class Dataset:
     data (XDG_DATA_DIRS), or ``python:PACKAGE/PATH`` in an installed Python package."""
     options: Mapping[str, str] = field(default_factory=dict)
     """The options after the ``?`` of a folder's name."""
-    needs: tuple[str, ...] = ()
-    """Paths below the place of its files without which they are not complete."""
+    read: Callable[[Any], Any] | None = field(default=None, compare=False)
+    """The function that reads its files, where it is not of this package."""
 
     @property
     def slug(self) -> str:
@@ -66,36 +78,8 @@ class Dataset:
         return f"{word}-{hashlib.sha256(self.name.encode()).hexdigest()[:6]}"
 
 
-RGB_GENERALS = ("tiny", "tiny300k", "imagenet32", "pictures", "sketch-general")
+RGB_GENERALS = ("tiny", "tiny300k", "imagenet32", "sketch-general")
 GREY_GENERALS = tuple(f"{name}-grey" for name in RGB_GENERALS)
-
-
-def _pictures(name: str, channels: int) -> Dataset:
-    """Pictures composed of what the operating system's packages ship."""
-    return Dataset(
-        name=name,
-        role="general",
-        channels=channels,
-        classes=0,
-        train_size=120_000,
-        test_size=10_000,
-        flip=True,
-        generals=(),
-        ood=(),
-        where="pictures",
-        elsewhere=("share:",),
-        obtain=(
-            "Run `apt-get install openclipart-png fonts-noto-core fonts-noto-color-emoji`, or "
-            "unpack these packages of Debian and give their usr/share with --from PATH"
-        ),
-        source="collage",
-        family="natural" if channels == 3 else "grey",
-        needs=(
-            "openclipart/png",
-            "fonts/truetype/noto/NotoSans-Regular.ttf",
-            "fonts/truetype/noto/NotoColorEmoji.ttf",
-        ),
-    )
 
 
 def _sketch(
@@ -286,9 +270,6 @@ _ENTRIES = (
         "Get tiny-imagenet-200.zip from Stanford's CS231n",
     ),
     *(_brats(name) for name in MODALITIES),
-    _pictures("pictures", 3),
-    # Not the grey form of it: these are made at 28×28 and enlarged, as MNIST's images are.
-    _pictures("pictures-grey", 1),
     _elsewhere(
         "tiny",
         "general",
@@ -327,16 +308,38 @@ def _grey(base: Dataset) -> Dataset:
     )
 
 
-CATALOG: Mapping[str, Dataset] = MappingProxyType(
-    {
-        each.name: each
-        for each in (
-            *_ENTRIES,
-            *(_grey(base) for base in _ENTRIES if base.role == "general" and not base.needs),
-        )
-    }
-)
+FAMILIES = (*dict.fromkeys(each.family for each in _ENTRIES), "folder")
+"""Families of the datasets that are not of plug-ins."""
+
+CATALOG: Register[Dataset] = DATASETS
 """The datasets by their names. Any RGB one has a grey form too, its name with ``-grey``."""
+
+for _each in (*_ENTRIES, *(_grey(base) for base in _ENTRIES if base.role == "general")):
+    CATALOG.add(_each.name, _each)
+
+
+def register_dataset(facts: Dataset, read: Callable[[Any], Any]) -> None:
+    """Register a dataset under its facts' name, wherever a dataset is named.
+
+    ``read(request)`` gets a :class:`oodflow.data.source.Request` and returns a
+    :class:`oodflow.data.source.Raw`: the folds, in pieces of uint8 images N×C×32×32. It is called
+    once, when the dataset is first used or ``oodflow datasets prepare`` is called; ``request.path``
+    is where the facts' ``where`` is, and need not be looked at where that is "".
+
+    Raises UserError for a name that another package has registered, and for other facts.
+
+    >>> facts = replace(CATALOG["sketch-scenes"], name="dots", obtain="It is generated.")
+    >>> register_dataset(facts, lambda request: None)
+    >>> lookup("dots").role
+    'outlier'
+    >>> del CATALOG["dots"]
+    """
+    if not isinstance(facts, Dataset) or not callable(read):
+        raise UserError("register_dataset takes a Dataset and a function read(request)")
+    if not re.fullmatch("[a-z0-9]+", facts.family):
+        raise UserError(f"dataset {facts.name!r}: its family is {facts.family!r}, not one word")
+    CATALOG.add(facts.name, replace(facts, source="", read=read), origin_of(read))
+
 
 FOLDER_OPTIONS = ("resize", "crop", "channels", "flip", "role", "test")
 
@@ -360,7 +363,9 @@ def lookup(name: str) -> Dataset:
     base = CATALOG.get(name.removesuffix("-grey"))
     if name.endswith("-grey") and base and base.channels == 3:
         return _grey(base)
-    raise unknown_name("dataset", name, [*CATALOG, "folder:PATH"])
+    if name in CATALOG.names():
+        raise CATALOG.unknown(name)
+    raise unknown_name("dataset", name, [*CATALOG.names(), "folder:PATH"])
 
 
 def slug_of(name: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from oodflow.data import grey
-from oodflow.data.catalog import FOLDS, Dataset, lookup
+from oodflow.data.catalog import CATALOG, FOLDS, Dataset, lookup
 from oodflow.data.prepared import Prepared, find, keep
 from oodflow.data.source import Request, refuse_broken
 from oodflow.errors import UserError
@@ -31,11 +31,10 @@ SOURCES: Mapping[str, str] = {
     "arrays": "oodflow.data.arrays",
     "imagenet32": "oodflow.data.imagenet32",
     "folder": "oodflow.data.folder",
-    "collage": "oodflow.data.collage",
 }
 """Module behind each source; imported when it is needed, since some bring large libraries."""
 
-CHANGING = ("sketch", "folder", "collage")
+CHANGING = ("sketch", "folder")
 """Sources whose ``stamp(path)`` shows whether the prepared form is still valid.
 
 The files of the others do not change.
@@ -69,16 +68,7 @@ def raw_path(facts: Dataset, data_dir: Path) -> Path:
     """Where a dataset's raw files are, or else are expected; the data folder for generated ones."""
     expected = data_dir / facts.where
     others = (place for each in facts.elsewhere for place in _places(each, data_dir))
-    return next((each for each in (expected, *others) if _whole(facts, each)), expected)
-
-
-def _whole(facts: Dataset, path: Path) -> bool:
-    return path.exists() and not _missing(facts, path)
-
-
-def _missing(facts: Dataset, path: Path) -> list[str]:
-    """What a dataset needs below the place of its raw files and is not there."""
-    return [need for need in facts.needs if not (path / need).exists()]
+    return next((place for place in (expected, *others) if place.exists()), expected)
 
 
 def _places(named: str, data_dir: Path) -> list[Path]:
@@ -191,20 +181,26 @@ def prepare(
     path = (path or raw_path(facts, data_dir)).expanduser().absolute()
     if facts.where and not path.exists():
         raise UserError(f"{facts.name} is not at {path}. {facts.obtain}")
-    if missing := _missing(facts, path):
-        raise UserError(f"{facts.name}: {path} has no {' and no '.join(missing)}. {facts.obtain}")
-    source = import_module(SOURCES[facts.source])
+    read = facts.read or import_module(SOURCES[facts.source]).read
     on_broken = leave_out if skip_broken else refuse_broken
-    keep(
-        facts,
-        data_dir,
-        # The stamp comes first, so that a change during reading is noticed.
-        _stamp(facts, data_dir),
-        lambda: source.read(Request(facts, path, on_broken, exclude)),
-        lambda: len(skipped),
-        needed,
-        on_progress,
-    )
+    try:
+        keep(
+            facts,
+            data_dir,
+            # The stamp comes first, so that a change during reading is noticed.
+            _stamp(facts, data_dir),
+            lambda: read(Request(facts, path, on_broken, exclude)),
+            lambda: len(skipped),
+            needed,
+            on_progress,
+        )
+    except Exception as error:
+        if isinstance(error, UserError) or not facts.read:
+            raise
+        raise UserError(
+            f"plug-in {CATALOG.origin(name)} cannot read its dataset {name!r}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _stamp(facts: Dataset, data_dir: Path) -> str:
@@ -212,6 +208,9 @@ def _stamp(facts: Dataset, data_dir: Path) -> str:
         base = lookup(facts.name.removesuffix("-grey"))
         found = find(base, data_dir, _stamp(base, data_dir))
         return grey.stamp(found) if found else "the RGB dataset is not prepared"
+    if facts.read:
+        # Another version of the package may read other images.
+        return CATALOG.origin(facts.name)
     if facts.source not in CHANGING:
         return ""
     return import_module(SOURCES[facts.source]).stamp(raw_path(facts, data_dir))
@@ -222,9 +221,9 @@ def present(name: str, data_dir: Path) -> bool:
     facts = lookup(name)
     if facts.source == "grey":
         return present(facts.name.removesuffix("-grey"), data_dir)
-    if not facts.where or _whole(facts, raw_path(facts, data_dir)):
+    if not facts.where or raw_path(facts, data_dir).exists():
         return True
-    return find(facts, data_dir, _stamp(facts, data_dir) if facts.needs else "") is not None
+    return find(facts, data_dir, "") is not None
 
 
 def download(name: str, data_dir: Path) -> None:

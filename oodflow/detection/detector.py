@@ -22,7 +22,7 @@ from oodflow.detection.conformal import allowed_rank
 from oodflow.detection.inputs import InputImage, from_anything
 from oodflow.detection.preprocessing import Preprocessing
 from oodflow.detection.sealed import FACTS_FILE, seal, verified
-from oodflow.errors import UserError, unknown_name
+from oodflow.errors import UserError
 from oodflow.evaluation.scores import (
     SCORES,
     clip_non_finite,
@@ -76,9 +76,14 @@ def roles_of(score: str) -> tuple[str, ...]:
     ('in_distribution', 'general')
     """
     if score not in SCORES:
-        raise unknown_name("score", score, SCORES)
-    contrasts = {"diff": ("general",), "diff_outlier": ("general_outlier",)}
-    return ("in_distribution", *contrasts.get(score, ()))
+        raise SCORES.unknown(score)
+    contrasts = [need for need in SCORES[score].needs if need != "test"]
+    if lacking := [need for need in contrasts if need not in ROLES]:
+        raise UserError(
+            f"score {score!r} needs {' and '.join(lacking)}, which a detector does not have; "
+            "choose another score"
+        )
+    return ("in_distribution", *contrasts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,8 +311,10 @@ def check_models(
                 f"are prepared with {preprocessing.channels}; use one of the same channels"
             )
     scales = models["in_distribution"].model.scales
-    if score in ("scale1", "scale2") and scales != 3 or score == "last_scale" and scales < 2:
-        raise UserError(f"score {score!r} needs a model of three scales; this one has {scales}")
+    allowed = SCORES[score].scales
+    if scales not in allowed:
+        least = f"{allowed.start}{'' if len(allowed) == 1 else ' or more'}"
+        raise UserError(f"score {score!r} needs a model of {least} scales; this one has {scales}")
 
 
 def measured(
@@ -362,7 +369,8 @@ def _combined(
     if not tables:
         return pd.DataFrame({name: np.zeros(0) for name in ("score", *_parts(models))})
     own = tables["in_distribution"]
-    scores = compute_scores(own, tables.get("general"), tables.get("general_outlier"))
+    general, general_outlier = tables.get("general"), tables.get("general_outlier")
+    scores = compute_scores(own, general, general_outlier, names=[score])
     columns = {"score": scores[score]}
     for name in _parts(models):
         columns[name] = clip_non_finite(own[name].to_numpy())

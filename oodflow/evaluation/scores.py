@@ -13,26 +13,31 @@ All in nats, from noise-free likelihoods (S4.5).
 
 import math
 import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from oodflow.errors import UserError
+from oodflow.errors import UserError, unknown_name
+from oodflow.registration import SCORES, origin_of, warn
 
 __all__ = [
     "CLIP",
     "SCORES",
+    "TABLES",
+    "Score",
+    "ScoreTables",
     "bits_per_dimension_mean",
     "clip_non_finite",
     "compute_scores",
     "refuse_all_clipped",
+    "register_score",
 ]
 
 CLIP = -3_000_000.0
 """Stands for a non-finite log-likelihood, in nats (S4.5)."""
-
-SCORES = ("raw", "scale1", "scale2", "last_scale", "diff", "diff_outlier")
-"""Every score there is, in the order in which they are listed."""
 
 
 def clip_non_finite(log_prob: np.ndarray) -> np.ndarray:
@@ -45,17 +50,92 @@ def clip_non_finite(log_prob: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(values), values, CLIP)
 
 
+@dataclass(frozen=True)
+class ScoreTables:
+    """Score tables that a score is computed from, see :mod:`oodflow.evaluation.scoring`.
+
+    All but ``train`` are of the same images in the same order.
+    """
+
+    test: pd.DataFrame
+    """The images under the in-distribution model."""
+    general: pd.DataFrame | None = None
+    """The images under the general model."""
+    general_outlier: pd.DataFrame | None = None
+    """The images under the general model finetuned against the in-distribution ("Diff†")."""
+    train: pd.DataFrame | None = None
+    """Training images of the in-distribution under its model: a subset of them."""
+    seeds: tuple[pd.DataFrame, ...] = ()
+    """The images under the models of the same experiment with other seeds."""
+    compressor: pd.DataFrame | None = None
+    """The images under a compressor: log p(x) = −bits · ln 2."""
+
+    def have(self, names: Iterable[str]) -> bool:
+        """Whether the tables of these names are there."""
+        given = [getattr(self, name) for name in names]
+        return all(isinstance(each, pd.DataFrame) or bool(each) for each in given)
+
+
+TABLES = tuple(each.name for each in fields(ScoreTables))
+"""What a score can need."""
+
+ANY_SCALES = range(1, 1000)
+
+
+@dataclass(frozen=True)
+class Score:
+    """An anomaly score: what it needs, and how it is computed from that."""
+
+    name: str
+    needs: tuple[str, ...]
+    """Fields of :class:`ScoreTables`; ``test`` is always there."""
+    compute: Callable[[ScoreTables], np.ndarray]
+    """Tables → float64, one value per image, finite; higher is more in-distribution."""
+    scales: range = ANY_SCALES
+    """How many scales the in-distribution model may have."""
+
+
+def register_score(
+    name: str, needs: Iterable[str], compute: Callable[[ScoreTables], np.ndarray]
+) -> None:
+    """Register a score; every evaluation, report and detector has it from then on.
+
+    ``needs`` names fields of :class:`ScoreTables`, ``compute(tables)`` returns one finite float64
+    value per image of ``tables.test``; higher is more in-distribution.
+
+    Raises UserError for a name that another package has registered, and for unknown tables.
+
+    >>> register_score("twice", ("general",), lambda tables: 2 * tables.test["log_prob"].to_numpy()
+    ...     - tables.general["log_prob"].to_numpy())
+    >>> SCORES["twice"].needs
+    ('test', 'general')
+    >>> del SCORES["twice"]
+    """
+    needs = tuple(dict.fromkeys(("test", *needs)))
+    for each in needs:
+        if each not in TABLES:
+            raise unknown_name(f"table that score {name!r} needs", str(each), TABLES)
+    if not callable(compute):
+        raise UserError(f"score {name!r} needs a function compute(tables)")
+    SCORES.add(name, Score(name, needs, compute), origin_of(compute))
+
+
 def compute_scores(
     table: pd.DataFrame,
     general: pd.DataFrame | None = None,
     general_outlier: pd.DataFrame | None = None,
+    *,
+    names: Iterable[str] | None = None,
+    **others: Any,
 ) -> dict[str, np.ndarray]:
     """The scores that these tables allow, name → float64 array with one value per image.
 
     ``table`` is the in-distribution model's score table, ``general`` and ``general_outlier`` those
-    of the contrasting models on the same images. Non-finite likelihoods become :data:`CLIP` before
-    any difference, so a difference is always finite. Raises UserError if the tables belong to
-    different images.
+    of the contrasting models on the same images, ``others`` further ones by their names in
+    :class:`ScoreTables`. Of ``names`` those are computed that the tables allow, without it all.
+    Non-finite likelihoods become :data:`CLIP` before any difference, so a difference is always
+    finite. Raises UserError if the tables belong to different images. A plug-in's score that cannot
+    be computed is left out, with a line on stderr; where ``names`` has it, it is a UserError.
 
     >>> both = {"index": [0, 1], "label": [3, 5]}
     >>> table = pd.DataFrame(both | {"log_prob": [-7.0, -np.inf]})
@@ -63,18 +143,21 @@ def compute_scores(
     >>> scores["diff"].tolist()
     [2.0, -2999992.0]
     """
-    raw = clip_non_finite(table["log_prob"].to_numpy())
-    scores = {"raw": raw}
-    contributions = _contributions(table)
-    if len(contributions) == 3:
-        scores["scale1"], scores["scale2"] = contributions[0], contributions[1]
-    if contributions:
-        scores["last_scale"] = contributions[-1]
-    for name, contrast in (("diff", general), ("diff_outlier", general_outlier)):
-        if contrast is not None:
-            _check_same_images(table, contrast, name)
-            scores[name] = raw - clip_non_finite(contrast["log_prob"].to_numpy())
-    return scores
+    tables = ScoreTables(table, general, general_outlier, **others)
+    wanted = SCORES.values() if names is None else [SCORES[name] for name in names]
+    scales = len(_scale_columns(table)) or 1
+    found = {}
+    for score in wanted:
+        if scales not in score.scales or not tables.have(score.needs):
+            continue
+        _check_same_images(tables, score)
+        try:
+            found[score.name] = _computed(score, tables)
+        except UserError as problem:
+            if names is not None:
+                raise
+            warn(str(problem))
+    return found
 
 
 def refuse_all_clipped(model: str, *tables: pd.DataFrame) -> None:
@@ -90,29 +173,88 @@ def refuse_all_clipped(model: str, *tables: pd.DataFrame) -> None:
         )
 
 
-def _contributions(table: pd.DataFrame) -> list[np.ndarray]:
-    """The columns scale1 … scaleS in the order of their numbers, clipped."""
+def _computed(score: Score, tables: ScoreTables) -> np.ndarray:
+    origin = SCORES.origin(score.name)
+    if not origin:
+        return score.compute(tables)
+    try:
+        values = np.asarray(score.compute(tables), dtype=np.float64)
+    except Exception as error:
+        raise UserError(
+            f"plug-in {origin} cannot compute its score {score.name!r}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    wrong = "values that are not finite"
+    if values.shape != (len(tables.test),):
+        wrong = f"an array of shape {values.shape} for {len(tables.test)} images"
+    elif np.isfinite(values).all():
+        return values
+    raise UserError(f"plug-in {origin}: its score {score.name!r} is {wrong}")
+
+
+def _scale_columns(table: pd.DataFrame) -> list[str]:
+    """The columns scale1 … scaleS in the order of their numbers."""
     names = [name for name in table.columns if re.fullmatch(r"scale\d+", name)]
-    names.sort(key=lambda name: int(name.removeprefix("scale")))
-    return [clip_non_finite(table[name].to_numpy()) for name in names]
+    return sorted(names, key=lambda name: int(name.removeprefix("scale")))
 
 
-def _check_same_images(table: pd.DataFrame, contrast: pd.DataFrame, score: str) -> None:
-    if len(table) != len(contrast):
-        what = f"{len(table)} and {len(contrast)} rows"
-    else:
-        differing = [
-            column
-            for column in ("index", "label")
-            if not np.array_equal(table[column].to_numpy(), contrast[column].to_numpy())
-        ]
-        if not differing:
-            return
-        what = f"different columns {' and '.join(differing)}"
-    raise UserError(
-        f"score {score!r}: the two score tables have {what}, so they are not of the same images; "
-        "evaluate both models on the same dataset, fold and limit"
-    )
+def _log_prob(table: pd.DataFrame | None) -> np.ndarray:
+    assert table is not None
+    return clip_non_finite(table["log_prob"].to_numpy())
+
+
+def _scale(number: int) -> Callable[[ScoreTables], np.ndarray]:
+    """The contribution of a scale; −1 is the last one."""
+
+    def compute(tables: ScoreTables) -> np.ndarray:
+        return clip_non_finite(tables.test[_scale_columns(tables.test)[number]].to_numpy())
+
+    return compute
+
+
+THREE = range(3, 4)
+for _score in (
+    Score("raw", ("test",), lambda tables: _log_prob(tables.test)),
+    Score("scale1", ("test",), _scale(0), THREE),
+    Score("scale2", ("test",), _scale(1), THREE),
+    Score("last_scale", ("test",), _scale(-1), ANY_SCALES[1:]),
+    Score(
+        "diff",
+        ("test", "general"),
+        lambda tables: _log_prob(tables.test) - _log_prob(tables.general),
+    ),
+    Score(
+        "diff_outlier",
+        ("test", "general_outlier"),
+        lambda tables: _log_prob(tables.test) - _log_prob(tables.general_outlier),
+    ),
+):
+    SCORES.add(_score.name, _score)
+
+
+def _check_same_images(tables: ScoreTables, score: Score) -> None:
+    """Raise UserError where the tables that a score needs are not of the same images."""
+    own = tables.test
+    for need in score.needs:
+        if need in ("test", "train"):
+            continue
+        given = getattr(tables, need)
+        for other in given if need == "seeds" else (given,):
+            if len(own) != len(other):
+                what = f"{len(own)} and {len(other)} rows"
+            else:
+                differing = [
+                    column
+                    for column in ("index", "label")
+                    if not np.array_equal(own[column].to_numpy(), other[column].to_numpy())
+                ]
+                if not differing:
+                    continue
+                what = f"different columns {' and '.join(differing)}"
+            raise UserError(
+                f"score {score.name!r}: the two score tables have {what}, so they are not of the "
+                "same images; evaluate both models on the same dataset, fold and limit"
+            )
 
 
 def bits_per_dimension_mean(table: pd.DataFrame, image_shape: tuple[int, int, int]) -> float:

@@ -75,7 +75,7 @@ class Validation:
         if lost.all():
             return metrics
         scores = {
-            name: compute_scores(table, general=self._general[name])
+            name: compute_scores(table, general=self._general[name], names=VALIDATION_SCORES)
             for name, table in tables.items()
         }
         for ood in list(scores)[1:]:

@@ -4,23 +4,19 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from oodflow.data.catalog import CATALOG, lookup, slug_of
+from oodflow.data.catalog import CATALOG, FAMILIES, slug_of
 from oodflow.tracking import runs
 from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.store import Store
 
 __all__ = [
     "CONTRASTS",
-    "FAMILIES",
     "Registry",
     "is_plain",
     "read_registry",
     "seed_of",
     "setting_of",
 ]
-
-FAMILIES = (*dict.fromkeys(facts.family for facts in CATALOG.values()), "folder")
-"""Families of datasets, each of which has its own tables."""
 
 IDENTITY = (
     "model",
@@ -54,6 +50,12 @@ class Registry:
     notes: tuple[str, ...]
     """Lines that say which runs were left out."""
 
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Families of datasets, each of which has its own tables: ours, then those of plug-ins."""
+        present = sorted({run.tags["family"] for run in self.training} - {""})
+        return tuple(dict.fromkeys((*FAMILIES, *present)))
+
 
 def read_registry(store: Store) -> Registry:
     """What the store holds: registered, finished runs that were not deleted.
@@ -78,7 +80,7 @@ def read_registry(store: Store) -> Registry:
         older += len(alike) - len(newest)
     known = {run.run_id for run in trained}
     chosen = [_without_lost_contrasts(run, known) for run in chosen]
-    order = {name: position for position, name in enumerate(CATALOG)}
+    order = {name: position for position, name in enumerate(CATALOG.names())}
     chosen.sort(key=lambda run: (order.get(run.tags["dataset"], len(order)), seed_of(run)))
     ids = {run.run_id for run in chosen}
     return Registry(
@@ -102,7 +104,13 @@ def read_registry(store: Store) -> Registry:
 
 def _short(run: RunInfo) -> RunInfo:
     dataset = run.tags.get("dataset", "")
-    family = lookup(dataset).family if dataset in CATALOG or dataset[:7] == "folder:" else ""
+    if dataset.startswith("folder:"):
+        family = "folder"
+    elif facts := CATALOG.get(dataset):
+        family = facts.family
+    else:
+        # Runs outlive the package that registered their dataset.
+        family = "other" if run.tags.get("plugin.dataset") else ""
     own = {"dataset": slug_of(dataset), "family": family, "catalogued": dataset}
     return replace(run, tags={**run.tags, **own})
 
@@ -115,7 +123,9 @@ def seed_of(run: RunInfo) -> int:
 def setting_of(run: RunInfo) -> tuple[tuple[str, ...], frozenset[tuple[str, str]]]:
     """What runs have in common that differ in their seed alone: identity and parameters."""
     identity = tuple(run.tags.get(tag, "") for tag in IDENTITY)
-    return identity, frozenset((k, v) for k, v in run.params.items() if k.startswith(SETTINGS))
+    # Runs from before a field was added lack it, others have the value that means the same.
+    given = {k: v for k, v in run.params.items() if k.startswith(SETTINGS) and v not in ("", "0")}
+    return identity, frozenset(given.items())
 
 
 def _most_common_settings(group: Sequence[RunInfo]) -> list[RunInfo]:

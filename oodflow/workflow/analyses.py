@@ -27,9 +27,10 @@ from oodflow.evaluation.extremes import highest, random_subset
 from oodflow.evaluation.fourier import derangement, fourier_mix
 from oodflow.evaluation.metrics import auroc
 from oodflow.evaluation.scores import clip_non_finite, compute_scores
-from oodflow.experiment import MODELS, json_hash
+from oodflow.experiment import json_hash
 from oodflow.models.likelihood import NOISE_FREE
 from oodflow.options import AUTO, AnalyseOptions
+from oodflow.registration import MODELS
 from oodflow.tracking import runs
 from oodflow.tracking.run_info import RunInfo
 from oodflow.workflow.evaluation_run import score_table
@@ -116,7 +117,7 @@ def _batch_scores(
             if each.model.scales > 1:
                 columns |= {f"scale{i + 1}": c for i, c in enumerate(contributions.T)}
             tables.append(pd.DataFrame(columns | {"log_prob": contributions.sum(axis=1)}))
-    return compute_scores(*tables)
+    return compute_scores(*tables, names=SCORES)
 
 
 def _spearman(first: np.ndarray, second: np.ndarray) -> float:
@@ -179,7 +180,7 @@ def correlation(session: Session, run: RunInfo, chosen: AnalyseOptions) -> Analy
     """Spearman correlation of log p with that of other families' models, and the general one.
 
     The other models are trained alike, and of each pair of families the first in the order of
-    ``MODELS`` is the one analysed.
+    ``MODELS.names()`` is the one analysed.
     """
     names = (run.tags["dataset"], *_outliers(session, run))
     others = _later_families(session, run)
@@ -221,7 +222,9 @@ def _later_families(session: Session, run: RunInfo) -> dict[str, RunInfo]:
     newest: dict[str, RunInfo] = {}
     for found in runs.find(session.store, tags, status="FINISHED"):
         newest.setdefault(found.tags["model"], found)
-    later = MODELS[MODELS.index(run.tags["model"]) + 1 :]
+    names = MODELS.names()
+    own = run.tags["model"]
+    later = names[names.index(own) + 1 :] if own in names else ()
     return {name: newest[name] for name in later if name in newest}
 
 
@@ -246,8 +249,7 @@ def extremes(session: Session, run: RunInfo, chosen: AnalyseOptions) -> Analysis
     )
 
     def score(pixels: Tensor) -> dict[str, np.ndarray]:
-        values = _batch_scores(session, pixels, loaded, contrast)
-        return {name: values[name] for name in SCORES if name in values}
+        return _batch_scores(session, pixels, loaded, contrast)
 
     def measure() -> Findings:
         with console.progress(
@@ -287,8 +289,8 @@ def folds(session: Session, run: RunInfo, chosen: AnalyseOptions) -> AnalysisTas
 
     def scores(name: str, fold: str, limit: int) -> dict[str, np.ndarray]:
         models: Sequence[RunInfo] = (run, general) if general else (run,)
-        found = compute_scores(*(score_table(session, m, name, limit, fold) for m in models))
-        return {score: found[score] for score in SCORES if score in found}
+        tables = (score_table(session, m, name, limit, fold) for m in models)
+        return compute_scores(*tables, names=SCORES)
 
     def measure() -> Findings:
         tested, trained = scores(dataset, "test", chosen.limit), scores(dataset, "train", count)

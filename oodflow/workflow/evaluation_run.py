@@ -209,7 +209,10 @@ def detection_scores(
         # Of outliers alone, a model that was trained against them may exclude all.
         seen = [of[part] for name, of in tables.items() if part != "table" or name == dataset]
         refuse_all_clipped(f"run {each.run_id} ({each.name})", *seen)
-    return {name: compute_scores(**of) for name, of in tables.items()}
+    return {
+        name: compute_scores(of["table"], of.get("general"), of.get("general_outlier"))
+        for name, of in tables.items()
+    }
 
 
 def _by_slug(scores: Mapping[str, dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:

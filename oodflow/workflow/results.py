@@ -17,9 +17,12 @@ __all__ = ["auroc_rows", "describe", "describe_seeds", "show_runs"]
 
 
 def columns(run: RunInfo) -> tuple[str, ...]:
-    """Scores to show: all, and ``general``, the general model's log p alone, where compared."""
-    compared = any(name.startswith("auroc/") and name.endswith("/general") for name in run.metrics)
-    return (*SCORES, "general") if compared else SCORES
+    """Scores to show: the built-in ones, then what else the run was evaluated by.
+
+    ``general`` is the general model's log p alone, where another family's was compared.
+    """
+    others = {name.split("/")[2] for name in run.metrics if name.startswith("auroc/")}
+    return (*SCORES.built_in, *sorted(others - set(SCORES.built_in)))
 
 
 def auroc_rows(run: RunInfo) -> list[tuple[str, list[float | None]]]:

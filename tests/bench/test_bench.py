@@ -22,7 +22,7 @@ from oodflow.models.glow import Glow
 from oodflow.models.likelihood import LikelihoodModel
 from oodflow.models.tarflow import TarFlow
 from oodflow.options import BenchOptions
-from oodflow.presets import PRESETS
+from oodflow.registration import MODELS
 
 CPU = torch.device("cpu")
 SMALL = {"depth": 1, "hidden": 4, "batch_size": 4, "steps": 2, "device": "cpu"}
@@ -187,7 +187,7 @@ def test_figures_belong_together(found: dict[str, Any]) -> None:
     assert found["fraction_of_floor"] == pytest.approx(slowest / found["update"]["ms"])
     between = found["report_every"] * found["update"]["ms"]
     assert found["epoch_overhead"] == pytest.approx(found["report_ms"] / between)
-    assert found["report_every"] == PRESETS["glow", "quick"].report_every
+    assert found["report_every"] == MODELS["glow"]["quick"].report_every
     updates = 250 * (50_000 // 4)
     assert found["paper_hours"] == pytest.approx(updates * found["update"]["ms"] / 3.6e6)
     assert (found["loss"], found["precision"], found["batch_size"]) == ("binary", "bf16", 4)

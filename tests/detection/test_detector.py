@@ -142,8 +142,8 @@ def test_parts_that_do_not_fit_are_refused(make_model, detector, shapes):
     refused("scores images of 3 channels, but they are prepared with 1", how=Preprocessing(1))
     refused("no calibration images", images=shapes[:0])
     png = {"in_distribution": make_model(name="png")}
-    refused("needs a model of three scales", "last_scale", models=png)
-    refused("needs a model of three scales", "scale1", models=png)
+    refused("needs a model of 2 or more scales", "last_scale", models=png)
+    refused("needs a model of 3 scales", "scale1", models=png)
     with pytest.raises(UserError, match="calibrated by score, scale1"):
         table = detector.calibration.table[["score"]]
         replace(detector, calibration=Calibration(table, {}))

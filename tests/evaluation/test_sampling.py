@@ -6,9 +6,10 @@ from torch import Tensor
 
 from oodflow.errors import UserError
 from oodflow.evaluation.sampling import BATCH, draw_images, grid
-from oodflow.experiment import MODELS, Model
+from oodflow.experiment import Model
 from oodflow.models.build import build_model
 from oodflow.models.likelihood import LikelihoodModel
+from oodflow.registration import MODELS
 
 DENSITIES = [each for each in MODELS if each.startswith("glow")] + ["tarflow"]
 SIZES = {"depth": 1, "hidden": 4, "mixtures": 1, "patch": 16, "layers": 1}
