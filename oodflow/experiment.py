@@ -113,6 +113,8 @@ class Optimisation:
     """Updates between validations."""
     precision: str
     """Arithmetic of the network, one of :data:`PRECISIONS`."""
+    cooldown: int = added(0)
+    """Updates at the end over which the learning rate falls linearly to zero."""
 
 
 @dataclass(frozen=True)

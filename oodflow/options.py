@@ -61,7 +61,7 @@ AUTO = "auto"
 TUNED = "tuned"
 """The word for the best value of the newest registered study."""
 
-PRESETS = ("quick", "paper")
+PRESETS = ("quick", "small", "paper")
 
 TunableNumber = float | Literal["tuned"]
 Seeds = tuple[int, ...]
@@ -125,7 +125,9 @@ class ModelOptions(Options):
     """Model"""
 
     model: str = option("model family", "glow", MODELS)
-    preset: str = option("quick: minutes on a CPU; paper: the published settings", "quick", PRESETS)
+    preset: str = option(
+        "quick: minutes on a CPU; small: an hour; paper: the published settings", "quick", PRESETS
+    )
     depth: int | None = option(
         "Glow: steps per scale; PixelCNN++: blocks per stage; Wide-ResNet: depth"
     )
@@ -157,11 +159,11 @@ class LossOptions(Options):
 
     outlier_loss: str = option("loss against an outlier dataset", "none", OUTLIER_LOSSES)
     outlier_dataset: str = option("outlier images; auto: the dataset's general set", AUTO)
-    temperature: TunableNumber = option(
-        "T of the binary loss, in nats; tuned: from the newest study", 1000.0
+    temperature: TunableNumber | None = option(
+        "T of the binary loss, in nats; auto: 1000, grey 1000/3; tuned: from the newest study"
     )
     outlier_weight: TunableNumber | None = option(
-        "weight λ of the outlier loss; auto: 6000 binary, 1 margin; tuned: from the newest study"
+        "weight λ of the outlier loss; auto: 6000 binary (grey 2000), 1 margin; tuned: newest study"
     )
     margin: TunableNumber = option(
         "margin of the margin loss, in nats; 0: the number of dimensions; tuned: newest study", 0.0
@@ -178,6 +180,9 @@ class OptimisationOptions(Options):
     lr: float | None = option("learning rate; auto: from the preset")
     weight_decay: float | None = option("weight decay; auto: from the preset")
     warmup: int | None = option("updates of linear warm-up; auto: from the preset")
+    cooldown: int | None = option(
+        "updates at the end over which the rate falls to 0; auto: from the preset"
+    )
     report_every: int | None = option(
         "updates between validations; auto: from the preset, or one pass"
     )
@@ -314,7 +319,7 @@ class ReproduceOptions(PlaceOptions, WorkerOptions):
     general_set: str = option(
         "general distribution; auto: the plan's, else one that is present", AUTO
     )
-    preset: str | None = option("quick or paper for all trainings; auto: the plan's", None,
+    preset: str | None = option("quick, small or paper for all trainings; auto: the plan's", None,
                                 (*PRESETS,))  # fmt: skip
     depth: int | None = option("depth of all densities; auto: the plan's")
     hidden: int | None = option("width of all densities; auto: the plan's")

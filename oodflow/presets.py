@@ -11,13 +11,13 @@ from oodflow.options import AUTO, LossOptions, ModelOptions, TrainingOptions, Tu
 from oodflow.registration import MODELS
 
 __all__ = [
-    "OUTLIER_WEIGHTS",
     "PAPER_STEPS",
     "Preset",
     "architecture",
     "build_experiment",
     "classifier_loss",
     "loss_of",
+    "usual_loss",
 ]
 
 PAPER_STEPS = 250 * (50_000 // 64)
@@ -47,12 +47,19 @@ class Preset:
     dropout: float = 0.0
     patch: int = 0
     layers: int = 0
+    cooldown: float = 0.0
+    """Share of the updates over which the learning rate falls to zero at the end."""
 
 
 QUICK_GLOW = Preset(
     depth=4, hidden=32, batch_size=64, lr=4e-3, finetune_lr=2e-3, weight_decay=5e-5,
     warmup=50, report_every=100,
     epochs=0, scratch_steps=1000, general_steps=1000, finetune_steps=300,
+)  # fmt: skip
+SMALL_GLOW = Preset(
+    depth=8, hidden=32, batch_size=64, lr=6e-3, finetune_lr=3e-3, weight_decay=5e-5,
+    warmup=50, report_every=250, cooldown=0.3,
+    epochs=0, scratch_steps=4000, general_steps=4000, finetune_steps=1000,
 )  # fmt: skip
 PAPER_GLOW = Preset(
     depth=32, hidden=512, batch_size=64, lr=5e-4, finetune_lr=5e-4, weight_decay=5e-5,
@@ -66,6 +73,7 @@ NOTHING = Preset(
 
 _PRESETS: Mapping[tuple[str, str], Preset] = {
     **{(name, "quick"): QUICK_GLOW for name in ("glow", "glow-conditional", "glow-local")},
+    **{(name, "small"): SMALL_GLOW for name in ("glow", "glow-conditional")},
     **{(name, "paper"): PAPER_GLOW for name in ("glow", "glow-conditional", "glow-local")},
     ("glow-dense", "quick"): replace(
         QUICK_GLOW, depth=2, hidden=64, scratch_steps=500, general_steps=500
@@ -102,7 +110,8 @@ _PRESETS: Mapping[tuple[str, str], Preset] = {
         weight_decay=5e-4, warmup=0, report_every=0,
         epochs=200, scratch_steps=0, general_steps=0, finetune_steps=0,
     ),
-    **{(name, preset): NOTHING for name in COMPRESSORS for preset in ("quick", "paper")},
+    **{(name, preset): NOTHING for name in COMPRESSORS
+       for preset in ("quick", "small", "paper")},
 }  # fmt: skip
 """S4.1, S4.2 and S9 for the paper's settings; the quick ones show the effect in minutes on a CPU.
 PixelCNN++'s batch is that of its public implementation, 16; TarFlow's settings are those of its
@@ -111,8 +120,22 @@ paper (arXiv:2412.06329)."""
 for _name in MODELS.built_in:
     MODELS.add(_name, {of: each for (name, of), each in _PRESETS.items() if name == _name})
 
-OUTLIER_WEIGHTS = {"binary": 6000.0, "margin": 1.0}
-"""λ of S4.4, and the plain margin loss of S7.5."""
+USUAL_LOSSES: Mapping[str, tuple[float, float]] = {"binary": (1000.0, 6000.0), "margin": (0.0, 1.0)}
+"""T in nats and λ of S4.4 for RGB images, and the plain margin loss of S7.5, which has no T."""
+
+
+def usual_loss(name: str, channels: int) -> tuple[float, float]:
+    """T in nats and weight λ of an outlier loss, unless others are chosen.
+
+    The binary loss of grey images, whose likelihoods are sums over a third of the dimensions, has a
+    third of both: so it weighs as much beside the likelihood as with the paper's RGB images.
+
+    >>> usual_loss("binary", 1)
+    (333.33..., 2000.0)
+    """
+    temperature, weight = USUAL_LOSSES[name]
+    share = channels / 3 if name == "binary" else 1.0
+    return temperature * share, weight * share
 
 
 def _preset(options: ModelOptions) -> Preset:
@@ -161,7 +184,9 @@ def architecture(options: ModelOptions, channels: int) -> Model:
     )
 
 
-def loss_of(options: LossOptions, general: str, supervised: bool = False) -> Loss:
+def loss_of(
+    options: LossOptions, general: str, channels: int = 3, supervised: bool = False
+) -> Loss:
     """The outlier loss that the options describe; ``general`` is the dataset's general set.
 
     Supervised training uses T and λ for the wrong classes too, hence without an outlier loss as
@@ -170,10 +195,11 @@ def loss_of(options: LossOptions, general: str, supervised: bool = False) -> Los
     name = options.outlier_loss
     temperature = weight = margin = 0.0
     if name == "binary" or supervised:
-        temperature = _positive("temperature", _number("temperature", options.temperature))
-        weight = OUTLIER_WEIGHTS["binary"]
+        temperature, weight = usual_loss("binary", channels)
+        if options.temperature is not None:
+            temperature = _positive("temperature", _number("temperature", options.temperature))
     if name == "margin":
-        weight = OUTLIER_WEIGHTS[name]
+        weight = usual_loss(name, channels)[1]
         margin = _not_negative("margin", _number("margin", options.margin))
     if weight and options.outlier_weight is not None:
         weight = _number("outlier_weight", options.outlier_weight)
@@ -248,6 +274,7 @@ def build_experiment(
         lr=_positive("lr", _or(options.lr, lr)),
         weight_decay=_not_negative("weight_decay", _or(options.weight_decay, preset.weight_decay)),
         warmup=_not_negative("warmup", _or(options.warmup, preset.warmup)),
+        cooldown=_not_negative("cooldown", _or(options.cooldown, round(preset.cooldown * steps))),
         report_every=_positive(
             "report_every", _or(options.report_every, preset.report_every or one_pass)
         ),

@@ -232,7 +232,7 @@ def test_epochs_are_whole_passes_over_the_images_in_use(limit, steps):
     assert experiment_of(given, train_size=100).optimisation.steps == steps
 
 
-@pytest.mark.parametrize("preset", ["quick", "paper"])
+@pytest.mark.parametrize("preset", ["quick", "small", "paper"])
 def test_what_is_given_wins_over_the_preset(preset):
     given = {
         "steps": 7,
@@ -242,6 +242,7 @@ def test_what_is_given_wins_over_the_preset(preset):
         "warmup": 0,
         "report_every": 2,
         "precision": "bf16",
+        "cooldown": 3,
     }
     experiment = experiment_of(TrainOptions(preset=preset, depth=2, hidden=5, **given))
     assert dataclasses.asdict(experiment.optimisation) == given
@@ -262,6 +263,7 @@ def test_what_is_given_wins_over_the_preset(preset):
         ("weight_decay", -1.0),
         ("weight_decay", math.nan),
         ("warmup", -1),
+        ("cooldown", -1),
         ("report_every", 0),
         ("limit", -1),
         ("depth", 0),
@@ -284,6 +286,25 @@ def test_a_number_that_makes_no_outlier_loss_is_refused_by_name(option, value):
 def test_the_binary_loss_has_the_published_temperature_and_weight():
     loss = loss_of(FinetuneOptions(outlier_loss="binary"), "sketch-general")
     assert loss == Loss("binary", "sketch-general", temperature=1000.0, outlier_weight=6000.0)
+
+
+def test_the_binary_loss_of_grey_images_has_a_third_of_both():
+    grey = loss_of(FinetuneOptions(outlier_loss="binary"), "pictures-grey", channels=1)
+    assert (grey.temperature, grey.outlier_weight) == (1000 / 3, 2000.0)
+    given = FinetuneOptions(outlier_loss="binary", temperature=70.0, outlier_weight=30.0)
+    grey = loss_of(given, "pictures-grey", channels=1)
+    assert (grey.temperature, grey.outlier_weight) == (70.0, 30.0)
+    # The margin is a number of dimensions already.
+    margin = FinetuneOptions(outlier_loss="margin")
+    assert loss_of(margin, "x", channels=1) == loss_of(margin, "x", channels=3)
+
+
+def test_a_rate_that_does_not_fall_leaves_the_hash_as_it_was():
+    quick = experiment_of(TrainOptions())
+    assert quick.optimisation.cooldown == 0
+    assert "cooldown" not in to_dict(quick)["optimisation"]
+    small = experiment_of(TrainOptions(preset="small", steps=100))
+    assert small.optimisation.cooldown == 30
 
 
 def test_options_that_the_loss_ignores_do_not_make_another_experiment():

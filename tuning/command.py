@@ -18,7 +18,7 @@ from oodflow.errors import UserError
 from oodflow.experiment import spec_hash
 from oodflow.files import STATE_FOLDER, exclusively
 from oodflow.options import AUTO, TuneOptions
-from oodflow.presets import OUTLIER_WEIGHTS
+from oodflow.presets import usual_loss
 from oodflow.tracking import runs
 from oodflow.tracking.run_info import RunInfo
 from oodflow.workflow.session import Session, open_session
@@ -56,7 +56,9 @@ def tune(session: Session, chosen: TuneOptions) -> RunInfo:
     chosen = dataclasses.replace(chosen, dataset=dataset)
     pairs, with_bpd = parse_objective(chosen.objective, dataset)
     space = _space(chosen)
-    paper = _paper_point(chosen.outlier_loss)
+    channels = lookup(dataset).channels
+    temperature, weight = usual_loss(chosen.outlier_loss, channels)
+    paper = {"temperature": temperature, "outlier_weight": weight, "margin": 0.0}
     seeds = chosen.seeds or (1,)
     jobs = [new_job(session, chosen, pair, seed, paper) for pair in pairs for seed in seeds]
     settings = _settings(chosen, jobs, space, with_bpd)
@@ -67,7 +69,7 @@ def tune(session: Session, chosen: TuneOptions) -> RunInfo:
     folder = STATE_FOLDER / f"tune-{name}"
     point = {key: paper[key] for key in space}
     if chosen.outlier_loss == "margin":
-        point["margin"] = float(lookup(dataset).channels * 32 * 32)
+        point["margin"] = float(channels * 32 * 32)
     inside = all(space[key].low <= value <= space[key].high for key, value in point.items())
     study = open_study(
         chosen.storage, name, point if inside else {}, with_bpd, folder / "lock", settings
@@ -125,11 +127,6 @@ def _space(chosen: TuneOptions) -> dict[str, Range]:
     )
     space = {**first, "outlier_weight": weight}
     return {name: bounds.checked(name) for name, bounds in space.items()}
-
-
-def _paper_point(loss: str) -> dict[str, float]:
-    """The first trial: S4.4, and the plain margin loss of S7.5."""
-    return {"temperature": 1000.0, "outlier_weight": OUTLIER_WEIGHTS[loss], "margin": 0.0}
 
 
 def _bounds(chosen: TuneOptions) -> StabilityBounds:

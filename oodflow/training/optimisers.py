@@ -49,9 +49,10 @@ def make_optimiser(experiment: Experiment, parameters: Iterable[Tensor]) -> Opti
 
 
 def learning_rate(experiment: Experiment, step: int, steps_per_pass: int) -> float:
-    """The rate of update ``step``, counted from 0: linear warm-up, then the family's schedule."""
+    """The rate of update ``step``, counted from 0: the family's schedule between linear slopes."""
     settings = experiment.optimisation
     rate = settings.lr * min(1.0, (step + 1) / max(settings.warmup, 1))
+    rate *= min(1.0, (settings.steps - step) / max(settings.cooldown, 1))
     if experiment.model.name == "pixelcnn":
         return rate * PIXELCNN_DECAY ** (step // steps_per_pass)
     if experiment.model.name == "tarflow":

@@ -64,7 +64,7 @@ def outline(options: TrainOptions | FinetuneOptions, facts: Dataset, outliers: s
             raise UserError(f"{options.model} is not finetuned; see oodflow train --help")
         if options.supervised:
             classes = facts.classes
-        loss = loss_of(options, outliers, options.supervised)
+        loss = loss_of(options, outliers, facts.channels, options.supervised)
     elif options.model in COMPRESSORS:
         raise UserError(
             f"{options.model} has nothing to train; use it as the general model: "

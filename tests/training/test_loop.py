@@ -70,6 +70,14 @@ def test_warm_up_is_linear_in_the_updates() -> None:
     assert rates == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.008])
 
 
+def test_the_rate_falls_linearly_to_zero_at_the_end() -> None:
+    rates = []
+    trainer = trainer_for(experiment(6, warmup=2, cooldown=4, lr=0.008))
+    for _ in trainer.run(lambda *_: rates.append(trainer.optimiser.param_groups[0]["lr"])):
+        pass
+    assert rates == pytest.approx([0.004, 0.008, 0.008, 0.006, 0.004, 0.002])
+
+
 def test_the_seed_decides_the_weights_and_nothing_else_does() -> None:
     torch.manual_seed(123)
     one = loop.new_model(experiment(), torch.device("cpu")).state_dict()
