@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 # Before torch is imported: tests run side by side, and what they compute is small.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What this machine's packages ship is not there, so that defaults are the same everywhere.
+os.environ["XDG_DATA_DIRS"] = "/nonexistent"
 
 # Datasets that packages installed on this machine are not seen, unless a test shows its own.
 os.environ["XDG_DATA_DIRS"] = "/nowhere"

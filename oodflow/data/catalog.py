@@ -67,6 +67,8 @@ class Dataset:
     """The options after the ``?`` of a folder's name."""
     read: Callable[[Any], Any] | None = field(default=None, compare=False)
     """The function that reads its files, where it is not of this package."""
+    needs: tuple[str, ...] = ()
+    """Paths below the place of its files without which they are not complete."""
 
     @property
     def slug(self) -> str:
@@ -78,8 +80,36 @@ class Dataset:
         return f"{word}-{hashlib.sha256(self.name.encode()).hexdigest()[:6]}"
 
 
-RGB_GENERALS = ("tiny", "tiny300k", "imagenet32", "sketch-general")
+RGB_GENERALS = ("tiny", "tiny300k", "imagenet32", "pictures", "sketch-general")
 GREY_GENERALS = tuple(f"{name}-grey" for name in RGB_GENERALS)
+
+
+def _pictures(name: str, channels: int) -> Dataset:
+    """Pictures composed of what the operating system's packages ship."""
+    return Dataset(
+        name=name,
+        role="general",
+        channels=channels,
+        classes=0,
+        train_size=120_000,
+        test_size=10_000,
+        flip=True,
+        generals=(),
+        ood=(),
+        where="pictures",
+        elsewhere=("share:",),
+        obtain=(
+            "Run `apt-get install openclipart-png fonts-noto-core fonts-noto-color-emoji`, or "
+            "unpack these packages of Debian and give their usr/share with --from PATH"
+        ),
+        source="collage",
+        family="natural" if channels == 3 else "grey",
+        needs=(
+            "openclipart/png",
+            "fonts/truetype/noto/NotoSans-Regular.ttf",
+            "fonts/truetype/noto/NotoColorEmoji.ttf",
+        ),
+    )
 
 
 def _sketch(
@@ -270,6 +300,9 @@ _ENTRIES = (
         "Get tiny-imagenet-200.zip from Stanford's CS231n",
     ),
     *(_brats(name) for name in MODALITIES),
+    _pictures("pictures", 3),
+    # Not the grey form of it: these are made at 28×28 and enlarged, as MNIST's images are.
+    _pictures("pictures-grey", 1),
     _elsewhere(
         "tiny",
         "general",
@@ -314,7 +347,8 @@ FAMILIES = (*dict.fromkeys(each.family for each in _ENTRIES), "folder")
 CATALOG: Register[Dataset] = DATASETS
 """The datasets by their names. Any RGB one has a grey form too, its name with ``-grey``."""
 
-for _each in (*_ENTRIES, *(_grey(base) for base in _ENTRIES if base.role == "general")):
+_GREYS = (_grey(base) for base in _ENTRIES if base.role == "general" and not base.needs)
+for _each in (*_ENTRIES, *_GREYS):
     CATALOG.add(_each.name, _each)
 
 

@@ -31,10 +31,11 @@ SOURCES: Mapping[str, str] = {
     "arrays": "oodflow.data.arrays",
     "imagenet32": "oodflow.data.imagenet32",
     "folder": "oodflow.data.folder",
+    "collage": "oodflow.data.collage",
 }
 """Module behind each source; imported when it is needed, since some bring large libraries."""
 
-CHANGING = ("sketch", "folder")
+CHANGING = ("sketch", "folder", "collage")
 """Sources whose ``stamp(path)`` shows whether the prepared form is still valid.
 
 The files of the others do not change.
@@ -68,7 +69,16 @@ def raw_path(facts: Dataset, data_dir: Path) -> Path:
     """Where a dataset's raw files are, or else are expected; the data folder for generated ones."""
     expected = data_dir / facts.where
     others = (place for each in facts.elsewhere for place in _places(each, data_dir))
-    return next((place for place in (expected, *others) if place.exists()), expected)
+    return next((each for each in (expected, *others) if _whole(facts, each)), expected)
+
+
+def _whole(facts: Dataset, path: Path) -> bool:
+    return path.exists() and not _missing(facts, path)
+
+
+def _missing(facts: Dataset, path: Path) -> list[str]:
+    """What a dataset needs below the place of its raw files and is not there."""
+    return [need for need in facts.needs if not (path / need).exists()]
 
 
 def _places(named: str, data_dir: Path) -> list[Path]:
@@ -181,6 +191,8 @@ def prepare(
     path = (path or raw_path(facts, data_dir)).expanduser().absolute()
     if facts.where and not path.exists():
         raise UserError(f"{facts.name} is not at {path}. {facts.obtain}")
+    if missing := _missing(facts, path):
+        raise UserError(f"{facts.name}: {path} has no {' and no '.join(missing)}. {facts.obtain}")
     read = facts.read or import_module(SOURCES[facts.source]).read
     on_broken = leave_out if skip_broken else refuse_broken
     try:
@@ -221,9 +233,9 @@ def present(name: str, data_dir: Path) -> bool:
     facts = lookup(name)
     if facts.source == "grey":
         return present(facts.name.removesuffix("-grey"), data_dir)
-    if not facts.where or raw_path(facts, data_dir).exists():
+    if not facts.where or _whole(facts, raw_path(facts, data_dir)):
         return True
-    return find(facts, data_dir, "") is not None
+    return find(facts, data_dir, _stamp(facts, data_dir) if facts.needs else "") is not None
 
 
 def download(name: str, data_dir: Path) -> None:
