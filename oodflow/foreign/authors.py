@@ -1,25 +1,39 @@
-"""The authors' whole pickled models, as descriptions and state dicts of our Glow."""
+"""The authors' whole pickled models, as models of ours."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import takewhile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from oodflow.errors import UserError
-from oodflow.foreign.graph import Branch, Step, expect, heads_of, part, parts, tensor
+from oodflow.experiment import Model
+from oodflow.foreign.graph import (
+    Density,
+    Step,
+    Structure,
+    expect,
+    part,
+    parts,
+    structure_of,
+    supported,
+    tensor,
+)
 from oodflow.foreign.restricted import Foreign, shown
-from oodflow.models.class_conditional import ClassConditionalGlow
-from oodflow.models.glow import Glow
+from oodflow.models.build import build_model
 from oodflow.models.layers import lu_factors
+from oodflow.models.likelihood import LikelihoodModel
 
-__all__ = ["glow_from_authors"]
+__all__ = ["model_from_authors"]
 
 LARGEST_EPS = 1e-6
 """What the authors add to a scale, and we do not; below this no likelihood shows it."""
 
-NETWORK = ("Conv2d", "ReLU", "Conv2d", "ReLU", "Conv2dZeros")
+LARGEST_SKEW = 1e-4
+"""By how much a projection, applied and then transposed, may change a value of size 1."""
+
+CONVOLUTIONAL = ("Conv2d", "ReLU", "Conv2d", "ReLU", "Conv2dZeros")
+DENSE = ("Linear", "ReLU", "Linear", "ReLU", "Linear")
 CONV = {"stride": (1, 1), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
 MIXING = {
     "w_p": "permutation",
@@ -29,77 +43,95 @@ MIXING = {
     "w_s": "log_abs",
 }
 
+PER_CLASS = ("loc", "log_scale", "mean", "log_std")
+
 Affine = tuple[Tensor, Tensor]
 """loc and log_scale of y = exp(log_scale)·(x + loc), flat."""
 
 
-def glow_from_authors(saved: object) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The fields of a model's description, and the state dict that our model loads.
+def model_from_authors(saved: object) -> tuple[LikelihoodModel, dict[str, Any]]:
+    """The model, in eval mode, and the fields of its description.
 
-    The fields are name, channels, depth, hidden and classes, read from the shapes. With classes 0
-    the state is one of :class:`Glow`, else of :class:`ClassConditionalGlow`.
+    The fields are name (glow, glow-dense or glow-local), channels, depth, hidden and classes, read
+    from the structure and the shapes.
 
-    Raises UserError for anything but the authors' Glow on 32×32 images.
+    Raises UserError for anything but a Glow of the authors on 32×32 images.
     """
     try:
-        return _glow(saved)
+        structure = structure_of(saved)
     except RecursionError:
         raise UserError("not a model of the authors: its parts are nested too deeply") from None
+    fields = _fields(structure)
+    prefix = "flow." if structure.local else ""
+    tensors = {f"{prefix}{name}": value for name, value in _tensors(structure)}
+    return _loaded(fields, tensors), fields
 
 
-def _glow(saved: object) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    heads = heads_of(saved)
-    flow = heads[0].flow
-    depths = {len(steps) for steps in flow}
+def _fields(structure: Structure) -> dict[str, Any]:
+    depths = {len(flow.steps) for flow in structure.flows}
     if len(depths) > 1 or 0 in depths:
         raise UserError(f"expected as many steps in every scale, found {sorted(depths)}")
-    actnorm, _, coupling = flow[0][0]
-    fields = {
-        "name": "glow",
-        "channels": tensor(actnorm, "loc").numel() // 4,
+    dense = structure.flows[0].dense
+    if any(flow.dense != dense for flow in structure.flows):
+        raise UserError("some scales of the model are fully connected and others are not")
+    if dense and structure.classes:
+        raise UserError("the model is fully connected and has classes; ours has either")
+    actnorm, _, coupling = structure.flows[0].steps[0]
+    first = _network(coupling, dense)[0]
+    weight = tensor(first if dense else part(first, "conv"), "weight")
+    # In a fully connected step every value of the squeezed image has a loc, else every channel.
+    per_channel = 4 * 16**2 if dense else 4
+    return {
+        "name": "glow-local" if structure.local else "glow-dense" if dense else "glow",
+        "channels": tensor(actnorm, "loc").numel() // per_channel,
         "depth": depths.pop(),
-        "hidden": tensor(part(_network(coupling)[0], "conv"), "weight").shape[:1].numel(),
-        "classes": 0,
+        "hidden": weight.shape[:1].numel(),
+        "classes": len(structure.classes),
     }
-    tensors = {
-        f"flow.{i}.steps.{k}.{name}": value
-        for i, steps in enumerate(flow)
-        for k, step in enumerate(steps)
-        for name, value in _step(step)
-    }
-    for i, branches in enumerate(zip(*heads, strict=True)):
-        (loc, log_scale), classes = _latent(branches)
-        tensors |= {f"flow.{i}.latent.loc": loc, f"flow.{i}.latent.log_scale": log_scale}
-        tensors |= {f"per_class.{i}.{name}": value for name, value in classes.items()}
-        fields["classes"] = len(classes.get("mean", ()))
-    return fields, _checked(fields, tensors)
 
 
-def _checked(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in the shapes of our model; none may be missing or of another shape."""
-    channels, shape = fields["channels"], (fields["depth"], fields["hidden"])
+def _tensors(structure: Structure) -> Iterator[tuple[str, Tensor]]:
+    """Our names and the tensors of a flow and its densities."""
+    for i, (flow, latent) in enumerate(zip(structure.flows, structure.latents, strict=True)):
+        for k, step in enumerate(flow.steps):
+            for name, value in _dense_step(step) if flow.dense else _step(step):
+                yield f"flow.{i}.steps.{k}.{name}", value
+        loc, log_scale = _latent(latent)
+        yield f"flow.{i}.latent.loc", loc
+        yield f"flow.{i}.latent.log_scale", log_scale
+        of_heads = [
+            (*_affine(head[i].affine), *_gaussian(head[i].gaussian)) for head in structure.classes
+        ]
+        # Nothing where there are no classes.
+        for name, values in zip(PER_CLASS, zip(*of_heads, strict=True), strict=False):
+            if len({value.shape for value in values}) > 1:
+                raise UserError("the latents of the model's classes are of different sizes")
+            yield f"per_class.{i}.{name}", torch.stack(values)
+
+
+def _loaded(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LikelihoodModel:
+    """The model with these tensors; none may be missing or of another shape."""
     # Without memory: until its shapes are checked, a file may claim any size.
     with torch.device("meta"):
-        model = (
-            ClassConditionalGlow(channels, fields["classes"], *shape)
-            if fields["classes"]
-            else Glow(channels, *shape)
-        )
-    # The authors' flags of the initialisation are no part of the state; stored models are past it.
-    state = {"initialised": torch.tensor(True)}
+        model = build_model(Model(**fields))
+    state = {}
     for name, wanted in model.state_dict().items():
-        if name in state:
+        if name.endswith("initialised"):
+            # The authors' flags are no part of the state; stored models are past it.
+            state[name] = torch.tensor(True)
             continue
         given = tensors.get(name, torch.empty(0))
         # Theirs are spread over dimensions of size 1, such as 1×C×1×1 for C values.
         if given.squeeze().shape != wanted.squeeze().shape:
             raise UserError(
-                f"the model seems to be a Glow of {channels} channels, {shape[0]} steps and "
-                f"{shape[1]} hidden channels on 32×32 images, but what should be its {name} has "
-                f"the shape {tuple(given.shape)} instead of {tuple(wanted.shape)}"
+                f"the model seems to be a {fields['name']} of {fields['channels']} channels, "
+                f"{fields['depth']} steps and {fields['hidden']} hidden channels on 32×32 images, "
+                f"but what should be its {name} has the shape {tuple(given.shape)} instead of "
+                f"{tuple(wanted.shape)}"
             )
-        state[name] = given.reshape(wanted.shape).to(torch.float32)
-    return state
+        state[name] = given.reshape(wanted.shape).to(torch.float32, copy=True)
+    model.load_state_dict(state, assign=True)
+    return model.eval()
 
 
 def _step(step: Step) -> Iterator[tuple[str, Tensor]]:
@@ -108,7 +140,7 @@ def _step(step: Step) -> Iterator[tuple[str, Tensor]]:
     yield from _named_affine("actnorm", actnorm)
     for name, value in _mixing(mixing).items():
         yield f"mixing.{name}", value
-    layers = _network(coupling)
+    layers = _network(coupling, dense=False)
     for number, layer in ((1, layers[0]), (2, layers[2])):
         yield f"coupling.network.conv{number}.weight", _conv_weight(layer)
         yield from _named_affine(f"coupling.network.actnorm{number}", part(layer, "actnorm"))
@@ -118,22 +150,31 @@ def _step(step: Step) -> Iterator[tuple[str, Tensor]]:
     yield "coupling.network.logs", tensor(last, "logs")
 
 
-def _network(coupling: Foreign) -> list[Foreign]:
+def _dense_step(step: Step) -> Iterator[tuple[str, Tensor]]:
+    actnorm, mixing, coupling = step
+    yield from _named_affine("actnorm", actnorm)
+    yield "mixing.weight", _projection(mixing)
+    for number, layer in enumerate(_network(coupling, dense=True)[::2], start=1):
+        for name in ("weight", "bias"):
+            yield f"coupling.network.linear{number}.{name}", tensor(layer, name)
+
+
+def _network(coupling: Foreign, dense: bool) -> list[Foreign]:
     """The five layers of a coupling's network, after a look at how their output is used."""
     expect(coupling, {"condition_merger": None})
     expect(part(coupling, "modifier"), {"sigmoid_or_exp_scale": "sigmoid", "add_first": True})
     _has_small_eps(part(coupling, "modifier"))
     # The first half of the channels decides how the second moves.
     halves = part(coupling, "split_merger")
-    coefficients = part(coupling, "coef_extractor")
+    coefficients = supported(part(coupling, "coef_extractor"))
     splitter = part(coefficients, "splitter")
     if (halves.name, splitter.name) != ("ChunkChansIn2", "EverySecondChan"):
         raise UserError(f"expected other halves than those of {halves.path!r}, {splitter.path!r}")
     expect(halves, {"swap_dims": True})
     layers = list(parts(part(coefficients, "module")).values())
-    found = tuple(layer.name for layer in layers)
-    if found != NETWORK:
-        raise UserError(f"expected a coupling network of {NETWORK}, found {shown(found)}")
+    found, wanted = tuple(layer.name for layer in layers), DENSE if dense else CONVOLUTIONAL
+    if found != wanted:
+        raise UserError(f"expected a coupling network of {wanted}, found {shown(found)}")
     return layers
 
 
@@ -156,6 +197,18 @@ def _mixing(layer: Foreign) -> dict[str, Tensor]:
     return lu_factors(weight)
 
 
+def _projection(layer: Foreign) -> Tensor:
+    """W of a fixed projection, d×d; ours has no log|det|, so it must be a rotation."""
+    expect(layer, {"fixed": True, "use_lu": False}, required=True)
+    weight = tensor(layer, "weight")
+    if weight.dim() != 2 or weight.shape[0] != weight.shape[1]:
+        raise UserError(f"expected a square projection, found {tuple(weight.shape)}")
+    x = torch.linspace(-1, 1, len(weight), dtype=weight.dtype)
+    if not (weight.T @ (weight @ x) - x).abs().max() <= LARGEST_SKEW:
+        raise UserError("a fixed projection of the model is not orthogonal, where ours is")
+    return weight
+
+
 def _has_small_eps(layer: Foreign) -> None:
     eps = layer.state.get("eps", 0)
     if not isinstance(eps, int | float) or not 0 <= eps <= LARGEST_EPS:
@@ -174,47 +227,21 @@ def _named_affine(name: str, layer: Foreign) -> Iterator[tuple[str, Tensor]]:
     yield f"{name}.log_scale", log_scale
 
 
-def _gaussian(layer: Foreign | None) -> tuple[Tensor, Tensor]:
-    """Means and log standard deviations, classes×d each."""
+def _gaussian(layer: Foreign | None) -> Affine:
+    """Mean and log standard deviation, flat."""
     assert layer is not None
     expect(layer, {"truncate_to": None})
     mean, log_std = tensor(layer, "class_means"), tensor(layer, "class_log_stds")
-    if mean.dim() != 2 or mean.shape != log_std.shape:
-        raise UserError(
-            f"expected means and log stds of classes, found {(*mean.shape,)}, {(*log_std.shape,)}"
-        )
-    return mean.double(), log_std.double()
+    return mean.double().flatten(), log_std.double().flatten()
 
 
-def _latent(branches: Sequence[Branch]) -> tuple[Affine, dict[str, Tensor]]:
-    """The affine of a scale's latent; and what its classes have, if there are any."""
-    gaussians = [_gaussian(branch.gaussian) for branch in branches]
-    ways = [branch.affines for branch in branches]
-    shapes = {tuple(mean.shape) for mean, _ in gaussians}
-    if len(shapes) > 1 or (len(branches) > 1 and len(gaussians[0][0]) > 1):
-        raise UserError(f"expected one Gaussian for each class of the model, found {shapes}")
-    mean = torch.cat([mean for mean, _ in gaussians])
-    log_std = torch.cat([log_std for _, log_std in gaussians])
-    # What every class passes is the latent's own affine.
-    ranks = zip(*ways, strict=False)
-    common = list(takewhile(lambda layers: all(layer is layers[0] for layer in layers), ranks))
-    latent = _composed([_affine(layers[0]) for layers in common], mean[0])
-    if len(mean) == 1:
-        # N(mean, std²) of y is N(0, 1) of (y − mean)/std: an affine like the others.
-        return _composed([latent, (-mean[0], -log_std[0])], mean[0]), {}
-    own = [_composed([_affine(layer) for layer in way[len(common) :]], mean[0]) for way in ways]
-    loc, log_scale = (torch.stack(column).expand_as(mean) for column in zip(*own, strict=True))
-    return latent, {"loc": loc, "log_scale": log_scale, "mean": mean, "log_std": log_std}
-
-
-def _composed(affines: Sequence[Affine], like: Tensor) -> Affine:
-    """Several affines, one after the other, as one; the identity for none."""
-    loc, log_scale = torch.zeros_like(like), torch.zeros_like(like)
-    for next_loc, next_log_scale in affines:
-        if not next_loc.shape == next_log_scale.shape == like.shape:
-            raise UserError(
-                f"an affine of {len(next_loc)} dimensions leads to a Gaussian of {len(like)}"
-            )
-        loc = loc + next_loc * (-log_scale).exp()
-        log_scale = log_scale + next_log_scale
-    return loc, log_scale
+def _latent(density: Density) -> Affine:
+    """The affine that makes a latent standard normal; for classes, the one before theirs."""
+    loc, log_scale = _affine(density.affine)
+    if density.gaussian is None:
+        return loc, log_scale
+    # N(mean, std²) of y is N(0, 1) of (y − mean)/std: one affine more.
+    mean, log_std = _gaussian(density.gaussian)
+    if not loc.shape == log_scale.shape == mean.shape == log_std.shape:
+        raise UserError(f"an affine of {len(loc)} dimensions leads to a Gaussian of {len(mean)}")
+    return loc - mean * (-log_scale).exp(), log_scale - log_std

@@ -9,11 +9,9 @@ from torch import Tensor
 
 from oodflow.errors import UserError, unknown_name
 from oodflow.foreign import glow_pytorch, ml_tarflow, pixelcnn_pp
-from oodflow.foreign.authors import glow_from_authors
+from oodflow.foreign.authors import model_from_authors
 from oodflow.foreign.pickles import read_torch_file, state_dict_of
-from oodflow.models.class_conditional import ClassConditionalGlow
 from oodflow.models.conditional import ConditionalGlow
-from oodflow.models.glow import Glow
 from oodflow.models.likelihood import LikelihoodModel
 from oodflow.models.pixelcnn import PixelCNN
 from oodflow.models.tarflow import TarFlow
@@ -25,14 +23,7 @@ Read = tuple[LikelihoodModel, dict[str, Any]]
 
 
 def _authors(path: Path) -> Read:
-    fields, state = glow_from_authors(read_torch_file(path))
-    channels, depth, hidden = fields["channels"], fields["depth"], fields["hidden"]
-    model = (
-        ClassConditionalGlow(channels, fields["classes"], depth, hidden)
-        if fields["classes"]
-        else Glow(channels, depth, hidden)
-    )
-    return _loaded(model, state), fields
+    return model_from_authors(read_torch_file(path))
 
 
 def _glow_pytorch(path: Path) -> Read:

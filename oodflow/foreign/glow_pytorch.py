@@ -49,33 +49,46 @@ _INERT = {"prior_h", "learn_top_fn.conv.weight"}
 def infer_public_shape(state: Mapping[str, Tensor]) -> tuple[int, int, int]:
     """(channels, depth, hidden) of the :class:`ConditionalGlow` that a public state dict fills.
 
-    Raises UserError where the names are not those of Glow-PyTorch.
+    Raises UserError where the names are not those of Glow-PyTorch, and for its options that have no
+    counterpart here: other than three scales, additive couplings, permutations, classes.
     """
-    splits = [re.fullmatch(r"flow\.layers\.(\d+)\.conv\.conv\.weight", name) for name in state]
-    # Layers: the squeeze, K steps, the split; then the same for the next scale.
-    depth = min((int(match[1]) for match in splits if match), default=0) - 1
-    first = state.get("flow.layers.1.actnorm.bias")
-    conv = state.get("flow.layers.1.block.0.conv.weight")
-    if depth < 1 or first is None or conv is None or first.numel() % 4 or conv.dim() != 4:
+    names = ("actnorm.bias", "block.0.conv.weight", "block.4.logs")
+    first, conv, last = (state.get(f"flow.layers.1.{name}") for name in names)
+    if first is None or conv is None or last is None or first.numel() % 4 or conv.dim() != 4:
         raise UserError(
             "not the weights of a public Glow-PyTorch model: expected names such as "
             "flow.layers.1.actnorm.bias, flow.layers.1.block.0.conv.weight and "
-            f"flow.layers.3.conv.conv.weight, got {_some(state)}"
+            f"flow.layers.1.block.4.logs, got {_some(state)}"
         )
-    return first.numel() // 4, depth, len(conv)
+    found = [re.fullmatch(r"flow\.layers\.(\d+)\.conv\.conv\.weight", name) for name in state]
+    splits = [int(match[1]) for match in found if match]
+    shuffled = not any(name.startswith("flow.layers.1.invconv.") for name in state)
+    differences = {
+        f"{len(splits) + 1} scales (L), where ours has {SCALES}": len(splits) + 1 != SCALES,
+        "additive couplings (flow_coupling)": 2 * last.numel() == first.numel(),
+        "channels in another order (flow_permutation), which no state dict tells": shuffled,
+        "classes as a condition (y_condition)": any(name.startswith("project_") for name in state),
+    }
+    for difference, is_there in differences.items():
+        if is_there:
+            raise UserError(f"this Glow-PyTorch model cannot be imported: it has {difference}")
+    # Layers: the squeeze, K steps, the split; then the same for the next scale.
+    return first.numel() // 4, max(min(splits) - 1, 1), len(conv)
 
 
 def convert_public_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of a :class:`ConditionalGlow` from one of the public Glow-PyTorch.
 
     1×1 convolutions may be stored factorised (``LU_decomposed``) or as ``invconv.weight``, which is
-    factorised here in float64. The prior of z_3 must be the learned one (``learn_top``).
+    factorised here in float64. Without a learned prior of z_3 (``learn_top``) that is N(0, I).
 
-    Raises UserError for missing, unknown or misshapen entries, as those of a model conditioned on
-    class labels (``y_condition``) or one with additive couplings.
+    Raises UserError for missing, unknown or misshapen entries, and for models that have no
+    counterpart here.
     """
     channels, depth, hidden = infer_public_shape(state)
     given = dict(_factorised(state))
+    if not given.keys() & _TOP_NAMES.keys():
+        given |= {name: torch.zeros(32 * channels) for name in _TOP_NAMES}
     if "prior_h" in given and given["prior_h"].any():
         raise UserError("prior_h is not zero: this model has no counterpart here")
     names = _names(depth)

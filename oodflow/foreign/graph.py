@@ -1,29 +1,47 @@
-"""The graph of the authors' pickled models: the layers from the image to each latent.
+"""The structure of the authors' pickled models: their layers, in the order an image passes them.
 
-Every node has a ``module``, a layer or an ``InvertibleSequential`` of layers, and ``prev``, the
-node before it. A ``CatAsListNode`` at the top has one ``prev`` for each scale. Their paths from
-the image share nodes: the path of scale i goes through the flows of the scales 1 … i, then a
-``Flatten2d``, affines of the latent (``ActNorm``) and a Gaussian.
+Three kinds of models come out of their training:
 
-A class-conditional model has several Gaussians over one flow: a top per class, each with affines of
-its own behind the shared ones, or one top whose Gaussians have a row per class. The tops may lie in
-any container, and those of the classes may also begin at the latents, next to a flow without
-Gaussians. (No class-conditional file of the authors was available to check these forms.)
+- **Several scales.** A graph of nodes. Each has a ``module``, a layer or an
+  ``InvertibleSequential`` of layers, and ``prev``, the nodes before it. A ``CatAsListNode`` at the
+  top has one ``prev`` a scale. The way of an image to scale i leads through the flows of the scales
+  1 … i, then a ``Flatten2d``, the affine of the latent (``ActNorm``) and a Gaussian. In fully
+  connected models a flow lies between a ``Flatten2d`` and a ``ViewAs``.
+- **Class-conditional.** An ``InvertibleSequential`` of two: the graph up to the affines, with a
+  ``CatChansNode`` that joins the latents to one vector, and an ``InvertibleClassConditional`` (in a
+  ``MergeLogDets``) with a head for each class. A head cuts the vector again (``ChunkByIndices``);
+  each part is selected, flattened, and goes through an affine and a Gaussian of the class.
+- **Local patches.** A ``WrapForPatches`` around the layers of a single scale.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from torch import Tensor
 
 from oodflow.errors import UserError
+from oodflow.foreign.pickles import state_dict_of
 from oodflow.foreign.restricted import Foreign, StoredTensor, shown
 
-__all__ = ["Branch", "Head", "Step", "expect", "heads_of", "part", "parts", "tensor"]
+__all__ = [
+    "Density",
+    "Flow",
+    "Step",
+    "Structure",
+    "expect",
+    "part",
+    "parts",
+    "structure_of",
+    "supported",
+    "tensor",
+]
 
 SCALES = 3
+PATCH = 8
 
 SPLITTER = {
     "stride": (2, 2),
@@ -34,8 +52,48 @@ SPLITTER = {
 }
 """The squeeze whose channels are in the order of a pixel-unshuffle."""
 
+UNSUPPORTED = {
+    "Shuffle": "shuffles its channels (flow_permutation 'shuffle')",
+    "Identity": "does not mix its channels (flow_permutation 'identity')",
+    "AdditiveCoefs": "has additive couplings (flow_coupling 'additive')",
+    "CatChansNode": "is a flow without the density of its latents",
+}
+"""Parts that the authors' code can make and our models do not have, and what they mean."""
+
 Step = tuple[Foreign, Foreign, Foreign]
-"""An actnorm, a 1×1 convolution and a coupling."""
+"""An actnorm, a 1×1 convolution or a projection, and a coupling."""
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The steps of one scale."""
+
+    steps: list[Step]
+    dense: bool
+    """Whether they are fully connected."""
+
+
+@dataclass(frozen=True)
+class Density:
+    """An affine of a latent, and the Gaussian behind it; None where that is the classes' own."""
+
+    affine: Foreign
+    gaussian: Foreign | None
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A model, taken apart."""
+
+    flows: list[Flow]
+    latents: list[Density]
+    """Of the scales."""
+
+    classes: list[list[Density]]
+    """Of the scales, for each class; empty for a model without classes."""
+
+    local: bool
+    """Whether the flow is that of patches of 8×8 pixels."""
 
 
 def _section(module: Foreign, name: str) -> Mapping[str, Any]:
@@ -78,126 +136,169 @@ def expect(module: Foreign, wanted: Mapping[str, object], required: bool = False
     return module
 
 
-@dataclass(frozen=True)
-class Branch:
-    """The way from the image to the latent of one scale."""
-
-    flows: list[list[Step]]
-    """Of the scales up to this one; empty where the way begins at the latent."""
-
-    split: bool
-    """Whether a part of the channels goes on to another scale."""
-
-    affines: list[Foreign]
-    gaussian: Foreign | None
-
-
-class Head(list[Branch]):
-    """The ways below one top, in the order of their scales."""
-
-    @property
-    def flow(self) -> list[list[Step]]:
-        """The steps of every scale; empty where the ways begin at the latents."""
-        return self[-1].flows
-
-    @property
-    def has_gaussians(self) -> bool:
-        return all(branch.gaussian is not None for branch in self)
-
-
-def heads_of(saved: object) -> list[Head]:
-    """One head, or one per class, all with the same flow and with Gaussians.
-
-    Raises UserError for a model that is put together differently.
-    """
-    heads = [_head(top) for top in _tops(saved)]
-    complete = [head for head in heads if head.flow and head.has_gaussians]
-    trunks = [head for head in heads if head.flow and not head.has_gaussians]
-    separate = [head for head in heads if not head.flow and head.has_gaussians]
-    if separate and len(trunks) == 1 and not complete:
-        complete = [
-            Head(
-                replace(trunk, affines=trunk.affines + own.affines, gaussian=own.gaussian)
-                for trunk, own in zip(trunks[0], head, strict=True)
-            )
-            for head in separate
-        ]
-    elif separate or not complete:
+def supported(module: Foreign) -> Foreign:
+    """The module, unless our models have nothing like it."""
+    if module.name in UNSUPPORTED:
         raise UserError(
-            "expected a Glow of the authors, with one Gaussian a scale or several for classes; "
-            f"found {len(complete)} flows with Gaussians, {len(trunks)} without, and "
-            f"{len(separate)} sets of Gaussians alone"
+            f"the model {UNSUPPORTED[module.name]}: it has a {module.path!r}, and nothing here "
+            "computes the same"
         )
-    if any(head.flow != complete[0].flow for head in complete):
-        raise UserError("the classes of the model do not share one flow")
-    return complete
+    return module
 
 
-def _tops(saved: object) -> Iterator[Foreign]:
-    """The CatAsListNodes of the object, wherever they are, but not those below others."""
+def structure_of(saved: object) -> Structure:
+    """The one model in what was saved, wherever it lies in containers and wrappers.
+
+    Raises UserError for a model that is put together differently, and where there is none.
+    """
+    readers: Mapping[str, Callable[[Foreign], Structure]] = {
+        "CatAsListNode": _several_scales,
+        "InvertibleSequential": _class_conditional,
+        "WrapForPatches": _local,
+    }
+    roots = list(_outermost(saved, {*readers, *UNSUPPORTED}))
+    if not roots and _is_state_dict(saved):
+        raise UserError(
+            "a bare state dict: it does not say how the authors' model is put together; give the "
+            "whole model, which their training saves beside it as EPOCH_model.th"
+        )
+    if len(roots) != 1:
+        raise UserError(f"expected one whole model of the authors, found {len(roots)}")
+    return readers[supported(roots[0]).name](roots[0])
+
+
+def _is_state_dict(saved: object) -> bool:
+    with suppress(UserError):
+        return bool(state_dict_of(saved))
+    return False
+
+
+def _outermost(saved: object, names: set[str]) -> Iterator[Foreign]:
+    """The objects of classes of these names, but not those inside others."""
     waiting, seen = [saved], set[int]()
     while waiting:
         thing = waiting.pop()
         if id(thing) in seen:
             continue
         seen.add(id(thing))
-        if isinstance(thing, Foreign) and thing.name == "CatAsListNode":
+        if isinstance(thing, Foreign) and thing.name in names:
             yield thing
         elif isinstance(thing, Foreign):
-            waiting.extend(reversed(list(parts(thing).values())))
+            waiting.extend(parts(thing).values())
         elif isinstance(thing, Mapping):
-            waiting.extend(reversed(list(thing.values())))
+            waiting.extend(thing.values())
         elif isinstance(thing, list | tuple):
-            waiting.extend(reversed(thing))
+            waiting.extend(thing)
 
 
-def _head(top: Foreign) -> Head:
-    head = Head(sorted(map(_branch, _nodes_before(top)), key=lambda branch: len(branch.flows)))
-    if len(head) != SCALES:
-        raise UserError(f"expected a model of {SCALES} scales, found {len(head)}")
-    depths = [len(branch.flows) for branch in head]
-    if any(depths):
-        if depths != [1, 2, 3] or [branch.split for branch in head] != [True, True, False]:
-            raise UserError(f"expected latents behind 1, 2 and 3 scales, found {depths}")
-        if any(branch.flows != head.flow[: len(branch.flows)] for branch in head):
-            raise UserError("the scales of the model do not share their flows")
-    return head
+class _Way:
+    """The layers that an image passes, taken one after the other."""
 
+    def __init__(self, layers: Iterable[Foreign]) -> None:
+        self._left = deque(layers)
 
-def _branch(end: Foreign) -> Branch:
-    layers = deque(_layers_to(end))
+    def next_is(self, *names: str) -> bool:
+        return bool(self._left) and self._left[0].name in names
 
-    def next_is(name: str) -> bool:
-        return bool(layers) and layers[0].name == name
-
-    def take(name: str) -> Foreign:
-        if not next_is(name):
-            found = f"a {layers[0].path!r}" if layers else "the end"
+    def take(self, name: str, **wanted: object) -> Foreign:
+        if not self.next_is(name):
+            found = f"a {self._left[0].path!r}" if self._left else "the end"
             raise UserError(f"expected a {name} in the authors' model, found {found}")
-        return layers.popleft()
+        return expect(self._left.popleft(), wanted, required=True)
 
-    flows: list[list[Step]] = []
-    split = False
-    while next_is("SubsampleSplitter") and split == bool(flows):
-        expect(take("SubsampleSplitter"), SPLITTER)
-        flows.append([])
-        while next_is("ActNorm"):
-            flows[-1].append((take("ActNorm"), take("InvPermute"), take("CouplingLayer")))
-        split = next_is("ChunkChans")
-        if split:
-            expect(take("ChunkChans"), {"n_parts": 2})
-            # The first half of the channels stays as the latent, the second goes on.
-            select = take("SelectNode")
-            expect(select, {"index": int(next_is("SubsampleSplitter"))}, required=True)
-    if flows:
-        take("Flatten2d")
-    affines = []
-    while next_is("ActNorm"):
-        affines.append(take("ActNorm"))
-    gaussian = take("NClassIndependentDist") if layers else None
-    if layers:
-        raise UserError(f"expected nothing behind a Gaussian, found a {layers[0].path!r}")
-    return Branch(flows, split, affines, gaussian)
+    def flow(self) -> Flow:
+        expect(self.take("SubsampleSplitter"), SPLITTER)
+        dense = self.next_is("Flatten2d")
+        if dense:
+            self.take("Flatten2d")
+        steps = []
+        while self.next_is("ActNorm", "InvPermute"):
+            steps.append(
+                (self.take("ActNorm"), self.take("InvPermute"), self.take("CouplingLayer"))
+            )
+        if dense:
+            self.take("ViewAs")
+        return Flow(steps, dense)
+
+    def half(self, index: int) -> None:
+        """The first half of the channels is a scale's latent, the second goes on."""
+        self.take("ChunkChans", n_parts=2)
+        self.take("SelectNode", index=index)
+
+    def density(self, with_gaussian: bool) -> Density:
+        """What comes last."""
+        self.take("Flatten2d")
+        affine = self.take("ActNorm")
+        gaussian = self.take("NClassIndependentDist") if with_gaussian else None
+        if self._left:
+            raise UserError(f"expected nothing behind a latent, found a {self._left[0].path!r}")
+        return Density(affine, gaussian)
+
+
+def _several_scales(top: Foreign, with_gaussians: bool = True) -> Structure:
+    """What lies below a node that puts the scales together."""
+    flows: list[Flow] = []
+    latents = []
+    for number, end in enumerate(_scales_below(top)):
+        way = _Way(_layers_to(end))
+        passed = []
+        for _ in range(number):
+            passed.append(way.flow())
+            way.half(1)
+        if passed != flows:
+            raise UserError("the scales of the model do not share their flows")
+        flows.append(way.flow())
+        if number < SCALES - 1:
+            way.half(0)
+        latents.append(way.density(with_gaussians))
+    return Structure(flows, latents, classes=[], local=False)
+
+
+def _class_conditional(model: Foreign) -> Structure:
+    trunk, *rest = parts(part(model, "sequential")).values()
+    heads = rest[0] if rest else model
+    if trunk.name != "CatChansNode" or len(rest) != 1:
+        raise UserError(f"expected a flow and its classes, found {shown(trunk)}")
+    if heads.name == "MergeLogDets":
+        heads = part(heads, "module")
+    if heads.name != "InvertibleClassConditional":
+        raise UserError(f"expected an InvertibleClassConditional, found {shown(heads)}")
+    found = _several_scales(trunk, with_gaussians=False)
+    sizes = [tensor(latent.affine, "loc").numel() for latent in found.latents]
+    ends = tuple(accumulate(sizes[:-1]))
+    modules = parts(part(heads, "module_list")).values()
+    # Where a label names another head than that of its place, ours would be another class.
+    expect(heads, {"i_classes": list(range(len(modules)))})
+    classes = [_head(module, ends) for module in modules]
+    return Structure(found.flows, found.latents, classes, local=False)
+
+
+def _head(joined: Foreign, ends: tuple[int, ...]) -> list[Density]:
+    """The densities of a class, whose latents lie in one vector and end at these places."""
+    before = _nodes_before(joined)
+    if len(before) != 1 or part(joined, "module").name != "CatChans":
+        raise UserError(f"expected a class that joins its latents, found {shown(joined)}")
+    densities = []
+    for number, end in enumerate(_scales_below(before[0])):
+        way = _Way(_layers_to(end))
+        way.take("ChunkByIndices", indices=ends)
+        way.take("SelectNode", index=number)
+        densities.append(way.density(with_gaussian=True))
+    return densities
+
+
+def _local(wrapper: Foreign) -> Structure:
+    way = _Way(
+        _layers_of(part(expect(wrapper, {"patch_size": PATCH}, required=True), "model"), set())
+    )
+    return Structure([way.flow()], [way.density(with_gaussian=True)], classes=[], local=True)
+
+
+def _scales_below(top: Foreign) -> list[Foreign]:
+    scales = _nodes_before(top)
+    if len(scales) != SCALES:
+        raise UserError(f"expected a model of {SCALES} scales (L), found {len(scales)}")
+    return scales
 
 
 def _nodes_before(node: Foreign) -> list[Foreign]:
@@ -208,25 +309,21 @@ def _nodes_before(node: Foreign) -> list[Foreign]:
 
 
 def _layers_to(end: Foreign) -> list[Foreign]:
-    """All layers, and choices of a half of the channels, that lead to a node, from the image on."""
+    """All layers, and choices of a part of the values, that lead to a node, from the image on."""
     layers: list[Foreign] = []
     passed: set[int] = set()
     node: Foreign | None = end
     while node is not None:
         _pass_once(node, passed)
-        before = _nodes_before(node)
-        if node.name == "SelectNode" and before and before[0].name == "CatAsListNode":
-            # One of the latents of another top, not one half of the channels.
-            before, index = _nodes_before(before[0]), node.state.get("index")
-            if type(index) is not int or not 0 <= index < len(before):
-                raise UserError(f"a {node.path!r} of the model selects {shown(index)}")
-            before = before[index : index + 1]
-        elif node.name == "SelectNode":
+        if node.name == "SelectNode":
             layers.append(node)
         elif node.name == "Node":
             layers.extend(reversed(list(_layers_of(part(node, "module"), passed))))
         else:
-            raise UserError(f"expected a node of the authors' graph, found a {node.path!r}")
+            raise UserError(
+                f"expected a node of the authors' graph, found a {supported(node).path!r}"
+            )
+        before = _nodes_before(node)
         if len(before) > 1:
             raise UserError(f"a {node.path!r} of the model has {len(before)} nodes before it")
         node = before[0] if before else None
@@ -246,7 +343,7 @@ def _layers_of(module: Foreign, passed: set[int]) -> Iterator[Foreign]:
             raise UserError("the model sums over classes in every scale, where ours has one sum")
         yield gaussian
     else:
-        yield module
+        yield supported(module)
 
 
 def _pass_once(module: Foreign, passed: set[int]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from oodflow.errors import UserError
-from oodflow.foreign.authors import glow_from_authors
+from oodflow.foreign.authors import model_from_authors
 from oodflow.foreign.pickles import read_torch_file, state_dict_of
 from oodflow.foreign.restricted import Foreign, StoredTensor
 
@@ -301,7 +301,7 @@ def test_flipped_bytes_are_refused_or_harmless(
             file.write_bytes(damaged)
         try:
             read = read_torch_file(file)
-            state_dict_of(read) if where == "old" else glow_from_authors(read)
+            state_dict_of(read) if where == "old" else model_from_authors(read)
         except UserError as error:
             assert "\n" not in str(error)
             outcomes[False] += 1

@@ -94,7 +94,7 @@ def test_weights_that_never_enter_are_not_needed(state: State) -> None:
     [
         (lambda s: s.pop("learn_top_fn.logs"), "lacks learn_top_fn.logs"),
         (lambda s: s.pop("flow.layers.6.invconv.log_s"), "lacks flow.layers.6.invconv.log_s"),
-        (lambda s: s.update({"project_ycond.logs": torch.zeros(1)}), "also has project_ycond.logs"),
+        (lambda s: s.update({"flow.layers.1.logs": torch.zeros(1)}), "also has flow.layers.1.logs"),
         (lambda s: s["prior_h"].add_(1), "prior_h is not zero"),
         (
             lambda s: s.update({"flow.layers.9.actnorm.bias": torch.zeros(1, 12, 1, 1)}),
@@ -108,6 +108,54 @@ def test_other_models_are_refused(
     change(state)
     with pytest.raises(UserError, match=message):
         convert_public_state(state)
+
+
+def of_options(state: State, L: int = 3, **options: Any) -> State:
+    """What a model of the public implementation with other options would have saved."""
+    found = {name: value for name, value in state.items() if L > 2 or "layers.7" not in name}
+    if options.get("flow_coupling") == "additive":
+        halved = (".block.4.logs", ".block.4.conv.weight", ".block.4.conv.bias")
+        found |= {k: v[: len(v) // 2] for k, v in found.items() if k.endswith(halved)}
+    if options.get("flow_permutation") in ("shuffle", "reverse"):
+        found = {name: value for name, value in found.items() if "invconv" not in name}
+    if options.get("y_condition"):
+        found |= {"project_ycond.linear.weight": torch.zeros(96, 10)}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"L": 2}, r"2 scales \(L\)"),
+        ({"flow_coupling": "additive"}, r"additive couplings \(flow_coupling\)"),
+        ({"flow_permutation": "shuffle"}, r"another order \(flow_permutation\)"),
+        ({"flow_permutation": "reverse"}, r"another order \(flow_permutation\)"),
+        ({"y_condition": True}, r"classes as a condition \(y_condition\)"),
+    ],
+)
+def test_options_without_a_counterpart_are_named(
+    state: State, options: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(UserError, match=name) as caught:
+        convert_public_state(of_options(state, **options))
+    assert "\n" not in str(caught.value)
+
+
+def test_without_a_learned_top_the_last_latent_is_standard_normal(state: State) -> None:
+    """The learned prior N(m, exp(2s)) of z_3, in the public arithmetic, exchanged for N(0, I)."""
+    images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
+    learned = load(state).double()
+    top = {name: state.pop(name) for name in list(state) if name.startswith("learn_top_fn")}
+    both = top["learn_top_fn.conv.bias"] * (3 * top["learn_top_fn.logs"].flatten()).exp()
+    mean, log_std = both.double().repeat_interleave(16).chunk(2)
+    assert mean.abs().max() > 0.01
+    with torch.no_grad():
+        epsilon = learned.encode(learned.preprocess(images, 0.5))[0][2]
+        z = epsilon * log_std.exp() + mean
+        normal = torch.distributions.Normal
+        change = normal(0.0, 1.0).log_prob(z) - normal(mean, log_std.exp()).log_prob(z)
+        wanted = learned.log_prob(images) + change.sum(1)
+        assert torch.allclose(load(state).double().log_prob(images), wanted, rtol=1e-9)
 
 
 def test_state_dicts_of_something_else_are_refused() -> None:
