@@ -160,7 +160,7 @@ def _absent(dataset: str) -> Iterator[tuple[int, str]]:
     from oodflow.data.images import present
 
     if dataset in CATALOG and not present(dataset, data_folder("auto")):
-        how = "--download" if lookup(dataset).source == "torchvision" else "--from PATH"
+        how = "--download" if lookup(dataset).downloadable else "--from PATH"
         yield 0, f"oodflow datasets prepare {dataset} {how}"
 
 

@@ -34,9 +34,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What this machine's packages ship is not there, so that defaults are the same everywhere.
 os.environ["XDG_DATA_DIRS"] = "/nonexistent"
 
-# Datasets that packages installed on this machine are not seen, unless a test shows its own.
-os.environ["XDG_DATA_DIRS"] = "/nowhere"
-
 ROOT = Path(__file__).parents[1]
 
 TINY = tuple(

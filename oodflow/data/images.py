@@ -17,12 +17,23 @@ from oodflow.data.prepared import Prepared, find, keep
 from oodflow.data.source import Request, refuse_broken
 from oodflow.errors import UserError
 
-__all__ = ["Images", "describe", "download", "images_of", "load", "prepare", "present", "raw_path"]
+__all__ = [
+    "Images",
+    "describe",
+    "download",
+    "images_of",
+    "lack",
+    "load",
+    "prepare",
+    "present",
+    "raw_path",
+]
 
 SOURCES: Mapping[str, str] = {
     "sketch": "oodflow.data.sketch",
     "torchvision": "oodflow.data.torchvision_sets",
     "idx": "oodflow.data.idx_files",
+    "rows": "oodflow.data.pixel_rows",
     "lsun": "oodflow.data.lsun",
     "celeba": "oodflow.data.celeba",
     "tinyimagenet": "oodflow.data.tinyimagenet",
@@ -188,11 +199,7 @@ def prepare(
             on_progress,
         )
         return
-    path = (path or raw_path(facts, data_dir)).expanduser().absolute()
-    if facts.where and not path.exists():
-        raise UserError(f"{facts.name} is not at {path}. {facts.obtain}")
-    if missing := _missing(facts, path):
-        raise UserError(f"{facts.name}: {path} has no {' and no '.join(missing)}. {facts.obtain}")
+    path = _found(facts, path or raw_path(facts, data_dir))
     read = facts.read or import_module(SOURCES[facts.source]).read
     on_broken = leave_out if skip_broken else refuse_broken
     try:
@@ -230,12 +237,38 @@ def _stamp(facts: Dataset, data_dir: Path) -> str:
 
 def present(name: str, data_dir: Path) -> bool:
     """Whether a dataset is prepared, or its raw files (or the generator) are there to do it."""
+    return not lack(name, data_dir)
+
+
+def lack(name: str, data_dir: Path) -> str:
+    """Why a dataset is not present, in one line, or "".
+
+    Raw files are looked at as far as our sources do so before they read the images.
+    """
     facts = lookup(name)
     if facts.source == "grey":
-        return present(facts.name.removesuffix("-grey"), data_dir)
-    if not facts.where or _whole(facts, raw_path(facts, data_dir)):
-        return True
-    return find(facts, data_dir, _stamp(facts, data_dir) if facts.needs else "") is not None
+        return lack(facts.name.removesuffix("-grey"), data_dir)
+    if not facts.where:
+        return ""
+    try:
+        if find(facts, data_dir, _stamp(facts, data_dir)) is None:
+            path = _found(facts, raw_path(facts, data_dir))
+            # What another package's reader costs and raises is not known; ``needs`` says enough.
+            if not facts.read and not facts.needs:
+                import_module(SOURCES[facts.source]).read(Request(facts, path))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _found(facts: Dataset, path: Path) -> Path:
+    """The absolute path of raw files; UserError where there is nothing."""
+    path = path.expanduser().absolute()
+    if facts.where and not path.exists():
+        raise UserError(f"{facts.name} is not at {path}. {facts.obtain}")
+    if missing := _missing(facts, path):
+        raise UserError(f"{facts.name}: {path} has no {' and no '.join(missing)}. {facts.obtain}")
+    return path
 
 
 def download(name: str, data_dir: Path) -> None:
@@ -244,7 +277,7 @@ def download(name: str, data_dir: Path) -> None:
     Raises UserError where that fails, and for a dataset that its makers do not let be downloaded.
     """
     facts = lookup(name)
-    if facts.source in ("torchvision", "idx"):
+    if facts.downloadable:
         from oodflow.data import torchvision_sets
 
         torchvision_sets.download(name, data_dir)

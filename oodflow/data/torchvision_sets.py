@@ -28,12 +28,57 @@ CHUNK = 4096
 
 
 def read(request: Request) -> Raw:
-    """Both folds of a dataset whose files, or the archive of them, are at the request's path.
+    """The folds of a dataset whose files, or the archive of them, are at the request's path.
 
-    Raises UserError where the files are incomplete or damaged.
+    Both of them; of SVHN, which is published fold by fold, those that are there. Raises UserError
+    where a file is absent or not the published one.
     """
-    return Raw(
-        {fold: Fold(_size(request.facts, fold), partial(_pieces, request, fold)) for fold in FOLDS}
+    from torchvision.datasets.utils import check_md5
+
+    facts = request.facts
+    files = _files(facts.name)
+    every = {file for sums in files.values() for file in sums}
+    with _folder(request.path, facts.where) as folder:
+        absent = {file for file in every if not (folder / file).is_file()}
+        if facts.name == "svhn" and absent != every:
+            files = {fold: sums for fold, sums in files.items() if not absent & set(sums)}
+        elif absent:
+            raise _damaged(request, f"{', '.join(sorted(absent))} not there")
+        for file, known in (pair for sums in files.values() for pair in sums.items()):
+            if not check_md5(folder / file, known):
+                raise _damaged(request, f"the check sum of {file} is wrong")
+    return Raw({fold: Fold(_size(facts, fold), partial(_pieces, request, fold)) for fold in files})
+
+
+def _files(name: str) -> dict[str, dict[str, str]]:
+    """Fold → file → MD5 sum, as torchvision knows them."""
+    kind = _kind(name)
+    if name == "svhn":
+        return {fold: dict([kind.split_list[fold][1:]]) for fold in FOLDS}
+    # torchvision reads the names of the classes with either fold.
+    return {
+        fold: dict([*files, (kind.meta["filename"], kind.meta["md5"])])
+        for fold, files in zip(FOLDS, (kind.train_list, kind.test_list), strict=True)
+    }
+
+
+def _kind(name: str) -> Any:
+    """torchvision's class of a dataset."""
+    from torchvision import datasets
+
+    return {
+        "cifar10": datasets.CIFAR10,
+        "cifar100": datasets.CIFAR100,
+        "svhn": datasets.SVHN,
+        "mnist": datasets.MNIST,
+        "fashion-mnist": datasets.FashionMNIST,
+    }[name]
+
+
+def _damaged(request: Request, reason: str) -> UserError:
+    return UserError(
+        f"{request.facts.name} at {request.path} is incomplete or damaged ({reason}). "
+        f"Remove it and get it again. {request.facts.obtain}"
     )
 
 
@@ -53,10 +98,7 @@ def _pieces(request: Request, fold: str) -> Iterator[Piece]:
         # Damaged files end in pickle's, scipy's, torch's and torchvision's own errors.
         except Exception as error:
             reason = _line(error).replace(str(place), str(request.path))
-            raise UserError(
-                f"{facts.name} at {request.path} is incomplete or damaged ({reason}). "
-                f"Remove it and get it again. {facts.obtain}"
-            ) from error
+            raise _damaged(request, reason) from error
     problem = problem_of(pixels, labels, facts.channels, facts.classes)
     if problem:
         raise UserError(f"{facts.name} {fold} at {request.path} {problem}. {facts.obtain}")
@@ -71,10 +113,10 @@ def enlarged(pixels: Tensor, labels: Tensor) -> Iterator[Piece]:
 
 @contextlib.contextmanager
 def _folder(path: Path, name: str) -> Iterator[Path]:
-    """The folder of a dataset: the path itself, or what its archive holds."""
+    """The folder of a dataset: the path itself, or that of its name in it or in its archive."""
     with unpacked(path) as folder:
         if folder == path:
-            yield path
+            yield path / name if (path / name).is_dir() else path
             return
         found = sorted(each for each in folder.rglob(name) if each.is_dir())
         if not found:
@@ -110,17 +152,10 @@ def enlarge(pixels: Tensor) -> Tensor:
 
 def _opener(name: str, data_dir: Path) -> Callable[[str, bool], Any]:
     """A function (fold, download) → torchvision's dataset object."""
-    from torchvision import datasets
-
+    kind = _kind(name)
     if name == "svhn":
         root = data_dir / lookup(name).where
-        return lambda fold, fetch: datasets.SVHN(root, split=fold, download=fetch)
-    kind = {
-        "cifar10": datasets.CIFAR10,
-        "cifar100": datasets.CIFAR100,
-        "mnist": datasets.MNIST,
-        "fashion-mnist": datasets.FashionMNIST,
-    }[name]
+        return lambda fold, fetch: kind(root, split=fold, download=fetch)
     return lambda fold, fetch: kind(data_dir, train=fold == "train", download=fetch)
 
 
@@ -130,9 +165,8 @@ def _arrays(name: str, opened: Any) -> tuple[Tensor, Tensor]:
         pixels = torch.from_numpy(opened.data)
         # A file with one image has a label without an axis.
         return pixels, torch.from_numpy(opened.labels).reshape(-1)
-    pixels = torch.as_tensor(opened.data)
     labels = torch.as_tensor(opened.targets, dtype=torch.int64)
-    return (pixels.permute(0, 3, 1, 2) if pixels.ndim == 4 else pixels.unsqueeze(1)), labels
+    return torch.as_tensor(opened.data).permute(0, 3, 1, 2), labels
 
 
 def problem_of(pixels: Tensor, labels: Tensor, channels: int, classes: int) -> str:
@@ -148,7 +182,4 @@ def problem_of(pixels: Tensor, labels: Tensor, channels: int, classes: int) -> s
 
 def _line(error: Exception) -> str:
     """An error of another library as part of one line."""
-    if "download=True" in str(error):
-        # torchvision's advice is about its own arguments, which a user does not see.
-        return "a file is absent or its check sum is wrong"
     return " ".join(str(error).split()) or type(error).__name__

@@ -115,7 +115,7 @@ def preprocessing_of(dataset: str) -> Preprocessing:
             return Preprocessing(facts.channels, *lengths(facts.options))
         case "lsun":
             return Preprocessing(facts.channels, SIDE, SIDE)
-        case "torchvision" | "idx":
+        case "torchvision" | "idx" | "rows":
             return Preprocessing(facts.channels, method="torch")
         case "brats":
             return Preprocessing(facts.channels, method="slice")

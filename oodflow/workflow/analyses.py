@@ -94,11 +94,6 @@ def _own_general(session: Session, run: RunInfo) -> RunInfo | None:
     return runs.get(session.store, known) if known else None
 
 
-def _outliers(session: Session, run: RunInfo) -> tuple[str, ...]:
-    """The catalogue's outlier datasets of the run's own that are present."""
-    return tuple(name for name in lookup(run.tags["dataset"]).ood if session.present(name))
-
-
 def _log_prob(session: Session, run: RunInfo, dataset: str, limit: int) -> np.ndarray:
     """Noise-free log p of a dataset's test images under a run's model, clipped, in nats."""
     return clip_non_finite(score_table(session, run, dataset, limit)["log_prob"].to_numpy())
@@ -131,7 +126,7 @@ def fourier(session: Session, run: RunInfo, chosen: AnalyseOptions) -> AnalysisT
     """
     dataset = run.tags["dataset"]
     if chosen.images == AUTO:
-        names = (dataset, *_outliers(session, run)[:2])
+        names = (dataset, *session.outliers(run.tags["dataset"])[:2])
     else:
         given = (name.strip() for name in chosen.images.split(","))
         names = tuple(dict.fromkeys(agreeing(name, lookup(dataset).channels) for name in given))
@@ -182,7 +177,7 @@ def correlation(session: Session, run: RunInfo, chosen: AnalyseOptions) -> Analy
     The other models are trained alike, and of each pair of families the first in the order of
     ``MODELS.names()`` is the one analysed.
     """
-    names = (run.tags["dataset"], *_outliers(session, run))
+    names = (run.tags["dataset"], *session.outliers(run.tags["dataset"]))
     others = _later_families(session, run)
     if general := _own_general(session, run):
         others["general"] = general
@@ -275,7 +270,7 @@ def folds(session: Session, run: RunInfo, chosen: AnalyseOptions) -> AnalysisTas
 
     As many training images as there are test images: the first ones.
     """
-    dataset, oods = run.tags["dataset"], _outliers(session, run)
+    dataset, oods = run.tags["dataset"], session.outliers(run.tags["dataset"])
     if not oods:
         raise UserError(f"no outlier dataset of {dataset} is present; see `oodflow datasets list`")
     general = _own_general(session, run)

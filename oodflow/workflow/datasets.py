@@ -7,8 +7,8 @@ from PIL import Image
 from rich.table import Table
 
 from oodflow import console
-from oodflow.data.catalog import CATALOG, data_folder, lookup
-from oodflow.data.images import download, prepare, present, raw_path
+from oodflow.data.catalog import CATALOG, FOLDS, data_folder, lookup
+from oodflow.data.images import download, lack, prepare, raw_path
 from oodflow.data.prepared import Prepared, digest_of
 from oodflow.errors import UserError
 from oodflow.options import CheckOptions, DatasetListOptions, PrepareOptions
@@ -31,9 +31,9 @@ def list_command(options: DatasetListOptions) -> None:
     table = Table("name", "role", "channels", "classes", "train", "test", "present", "expected at")
     absent = []
     for facts in CATALOG.values():
-        there = present(facts.name, folder)
-        if not there and facts.source != "grey":
-            absent.append(facts)
+        problem = lack(facts.name, folder)
+        if problem and facts.source != "grey":
+            absent.append((facts, problem))
         table.add_row(
             facts.name,
             facts.role.replace("_", "-"),
@@ -41,7 +41,7 @@ def list_command(options: DatasetListOptions) -> None:
             str(facts.classes or ""),
             f"{facts.train_size:,}" if facts.train_size else "",
             f"{facts.test_size:,}",
-            "yes" if there else "no",
+            "no" if problem else "yes",
             "(from the RGB form)" if facts.source == "grey" else facts.where or "(generated)",
         )
     console.show(table)
@@ -49,8 +49,10 @@ def list_command(options: DatasetListOptions) -> None:
     console.say("any folder of images: folder:PATH, options in oodflow datasets prepare --help")
     if absent:
         console.say("how to get those not present:")
-    for facts in absent:
-        console.say(f"  {facts.name}: {facts.obtain}")
+    for facts, problem in absent:
+        # Files that are there and cannot be used are what to mend.
+        there = raw_path(facts, folder).exists()
+        console.say(f"  {facts.name}: {problem if there else facts.obtain}")
 
 
 def prepare_command(options: PrepareOptions) -> None:
@@ -62,7 +64,7 @@ def prepare_command(options: PrepareOptions) -> None:
     if exclude and facts.name != "tiny":
         raise UserError(f"--exclude is for tiny; {name} has no numbered records")
     if options.download:
-        console.say(f"downloading {name} to {raw_path(facts, folder)} …")
+        console.say(f"downloading {name} to {folder / facts.where} …")
         download(name, folder)
     with console.progress(f"preparing {name}", 0) as advance:
         prepare(
@@ -76,6 +78,9 @@ def prepare_command(options: PrepareOptions) -> None:
     ready = described(name, folder)
     for fold, known in ready.folds.items():
         console.say(f"{name} {fold}: {known.count:,} images, digest {known.digest}")
+    for fold in FOLDS:
+        if getattr(facts, f"{fold}_size") and fold not in ready.folds:
+            console.say(f"{name} {fold}: not among the files, so the other fold serves alone")
     if ready.skipped:
         console.say(f"{ready.skipped} images could not be read and were left out")
     console.say(f"kept in {ready.folder}")

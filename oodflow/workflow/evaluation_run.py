@@ -110,8 +110,11 @@ def outlier_datasets(session: Session, dataset: str, given: str) -> tuple[str, .
     For a grey in-distribution those of colour are taken in their grey form.
     """
     if given == "auto":
-        chosen = tuple(ood for ood in lookup(dataset).ood if session.present(ood))
-        absent = [ood for ood in lookup(dataset).ood if ood not in chosen]
+        chosen = session.outliers(dataset)
+        covered = {*chosen, *(lookup(ood).part_of for ood in chosen)}
+        absent = [
+            ood for ood in lookup(dataset).ood if ood not in covered and not lookup(ood).part_of
+        ]
         if absent:
             console.say(f"not present, left out: {', '.join(absent)}")
         return chosen

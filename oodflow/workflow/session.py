@@ -92,6 +92,18 @@ class Session:
         """Whether a dataset is there: prepared, or its raw files."""
         return present(dataset, self.data_dir)
 
+    def outliers(self, dataset: str) -> tuple[str, ...]:
+        """The catalogue's outlier sets of a dataset whose test fold is there.
+
+        A part of another one is left out where that one is there.
+        """
+        there = [
+            name
+            for name in lookup(dataset).ood
+            if self.present(name) and "test" in self.described(name).folds
+        ]
+        return tuple(name for name in there if lookup(name).part_of not in there)
+
 
 def described(name: str, data_dir: Path) -> Prepared:
     """A dataset's facts once it is prepared, which a bar shows where it has to be done."""

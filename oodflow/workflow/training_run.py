@@ -126,8 +126,8 @@ class _Data:
         facts = lookup(experiment.data.dataset)
         oods = {
             slug_of(ood): session.images(ood, "test")
-            for ood in facts.ood
-            if plan.role == "in_distribution" and session.present(ood)
+            for ood in session.outliers(facts.name)
+            if plan.role == "in_distribution"
         }
         if general and general.image_shape[0] != facts.channels:
             raise UserError(

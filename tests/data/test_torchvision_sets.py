@@ -217,7 +217,7 @@ def test_a_changed_pickle_is_refused_before_it_is_opened(cifar10, monkeypatch):
         raise AssertionError("unpickled a file with a wrong sum")
 
     monkeypatch.setattr(pickle, "load", never)
-    with pytest.raises(UserError, match="a file is absent or its check sum is wrong"):
+    with pytest.raises(UserError, match="the check sum of data_batch_3 is wrong"):
         load("cifar10", "train", root)
 
 

@@ -5,10 +5,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from idx import write_folds
 from PIL import Image
 
 from oodflow.data.catalog import lookup
+from oodflow.data.images import prepare
 from oodflow.tracking import runs
+from oodflow.workflow.session import Session
 
 
 def photos(folder, count=40, seed=0):
@@ -28,13 +32,21 @@ def fresh_data(blank, tmp_path):
 
 
 def test_the_list_says_what_is_there_and_how_to_get_the_rest(blank, fresh_data):
-    (fresh_data / "svhn").mkdir(parents=True)
+    for name in ("svhn", "tiny300k"):
+        (fresh_data / name).mkdir(parents=True)
+    np.save(fresh_data / "tiny300k" / "images.npy", np.zeros((640, 32, 32, 3), np.uint8))
     outcome = blank.oodflow("datasets", "list", "--data-dir", str(fresh_data))
     assert outcome.code == 0
     lines = {line.split()[1]: line for line in outcome.out.splitlines() if line.startswith("│")}
-    assert " yes " in lines["svhn"] and " no " in lines["cifar10"] and "50,000" in lines["cifar10"]
+    assert " yes " in lines["tiny300k"] and " yes " in lines["tiny300k-grey"]
+    assert " no " in lines["cifar10"] and "50,000" in lines["cifar10"]
+    # What would be refused is not present: the reason stands where the way to get it would.
+    assert " no " in lines["svhn"]
+    assert (
+        f"  svhn: svhn at {fresh_data / 'svhn'} is incomplete or damaged (test_32x" in outcome.out
+    )
     assert "cifar10: Run `oodflow datasets prepare cifar10 --download`" in outcome.out
-    assert "  svhn:" not in outcome.out
+    assert "  tiny300k:" not in outcome.out
     assert "withdrawn by its makers" in outcome.out
 
 
@@ -66,6 +78,33 @@ def test_a_prepared_set_can_be_checked_and_looked_at(blank, fresh_data):
         stream.write(b"\x01")
     outcome = blank.oodflow(*words)
     assert outcome.code == 2 and str(file) in outcome.err and "has digest" in outcome.err
+
+
+def test_a_part_of_mnist_is_an_outlier_set_where_mnist_is_not_there(blank, fresh_data):
+    """The digits of a package, until a test fold of MNIST itself is there."""
+    rows = blank.folder / "rows.csv"
+    np.savetxt(rows, np.eye(20, 785), "%d", ",")
+    session = Session(blank.store(), fresh_data, torch.device("cpu"), "")
+    assert session.outliers("fashion-mnist") == ()
+    prepare("mnist-5k", fresh_data, rows)
+    assert session.outliers("fashion-mnist") == ("mnist-5k",)
+    prepare("mnist", fresh_data, write_folds(blank.folder / "train", folds=("train",)))
+    assert session.outliers("fashion-mnist") == ("mnist-5k",)
+    prepare("mnist", fresh_data, write_folds(blank.folder / "t10k", folds=("t10k",)))
+    session = Session(blank.store(), fresh_data, torch.device("cpu"), "")
+    assert session.outliers("fashion-mnist") == ("mnist",)
+
+
+def test_a_fold_that_is_needed_and_absent_is_said_before_any_training(blank, fresh_data, tiny):
+    folder = write_folds(blank.folder / "t10k", packed=True, folds=("t10k",))
+    words = ["--data-dir", str(fresh_data)]
+    outcome = blank.oodflow("datasets", "prepare", "fashion-mnist", "--from", str(folder), *words)
+    assert outcome.code == 0 and "fashion-mnist test: 30 images" in outcome.out
+    assert "fashion-mnist train: not among the files, so the other fold serves alone" in outcome.out
+    outcome = blank.oodflow("train", "--dataset", "fashion-mnist", *words, *tiny)
+    assert outcome.code == 2 and outcome.err.count("\n") == 1
+    assert "fashion-mnist was prepared without its train fold" in outcome.err
+    assert not runs.find(blank.store(), {"kind": "train"})
 
 
 def test_a_broken_image_is_named_and_left_out_only_on_request(blank, fresh_data):
