@@ -6,14 +6,15 @@ Fashion-MNIST are (S5). The same files give the same bytes; nothing shows a deci
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps, ImageStat
 
 from oodflow.data.picture_sources import GLYPH, Sources, gather
 from oodflow.data.source import Fold, Piece, Raw, Request
@@ -21,7 +22,7 @@ from oodflow.data.torchvision_sets import enlarge
 
 __all__ = ["KINDS", "VERSION", "Painter", "generate", "read", "stamp"]
 
-VERSION = 1
+VERSION = 2
 """Raise it with every change that changes a pixel: it is in the seed and in the stamp."""
 
 SIDES = {3: 32, 1: 28}
@@ -30,7 +31,7 @@ FINE = 4
 """Pictures are drawn so many times larger."""
 CHUNK = 500
 """Pictures made at once. Part of the recipe: each chunk has a random generator of its own."""
-FAINT = 6.0
+FAINT = 8.0
 """Standard deviation of the levels below which a picture shows too little and is drawn again."""
 
 Size = tuple[int, int]
@@ -44,12 +45,14 @@ class Painter:
         self.mode = "RGB" if channels == 3 else "L"
         self.side = SIDES[channels]
         self.fine = self.side * FINE
+        self.kinds, self.shares = list(KINDS[channels]), list(KINDS[channels].values())
+        self.black = BLACK[channels]
 
     def picture(self) -> Image.Image:
-        """One picture, side × side, of a kind chosen with the shares of ``KINDS``."""
+        """One picture, side × side, of a kind chosen by the shares in ``KINDS``."""
         while True:
-            drawn = KINDS_DRAWN[int(np.searchsorted(BOUNDS, self.rng.random(), "right"))](self)
-            made = self._down(drawn)
+            kind = str(self.rng.choice(self.kinds, p=self.shares))
+            made = self._down(getattr(self, kind)(), CRISP if kind == "framed" else SOFT)
             if np.asarray(made).std() >= FAINT:
                 return made
 
@@ -58,8 +61,12 @@ class Painter:
     def framed(self) -> Image.Image:
         """One object that fills the frame, upright, in the middle, on black."""
         tile, mask = self._object()
-        scale = self.fine / max(tile.size) * self.rng.uniform(0.85, 1.0)
-        return self._composed(self._flat(0), tile, mask, scale, (0.5, 0.5), 0.0, 0.0)
+        # Of one drawing there are slimmer and wider ones.
+        width, height = tile.width * np.exp(self.rng.normal(0, 0.2)), tile.height
+        scale = self.fine * min(self.rng.uniform(0.86, 1.04), 1.0) / max(width, height)
+        size = max(round(width * scale), 4), max(round(height * scale), 4)
+        tile, mask = (each.resize(size, Image.Resampling.HAMMING) for each in (tile, mask))
+        return self._composed(self._flat(0), tile, mask, 1.0, (0.5, 0.5), 0.0, 0.0)
 
     def object(self) -> Image.Image:
         """One or two objects of any size, place and angle on any ground."""
@@ -150,41 +157,61 @@ class Painter:
         piece = photo.resize(size, Image.Resampling.BILINEAR, box)
         return ImageOps.mirror(piece) if self._chance(0.5) else piece
 
+    def _pattern(self, size: Size) -> Image.Image:
+        """Stripes, checks or a small motif that repeats."""
+        across, down = self.rng.integers(1, 7, 2).tolist()
+        if self._chance(0.5):
+            across, down = (1, down + 1) if self._chance(0.5) else (across + 1, 1)
+        middle, spread = self.rng.integers(40, 216), self.rng.integers(20, 130)
+        levels = middle + self.rng.integers(-spread, spread + 1, (down, across, 1))
+        motif = np.clip(levels + self.rng.integers(-40, 41, 3), 0, 255).astype(np.uint8)
+        step = self.rng.uniform(0.8, 2.0) * FINE
+        times = int(np.ceil(size[1] / step / down)), int(np.ceil(size[0] / step / across))
+        many = Image.fromarray(np.tile(motif, (*times, 1))).convert(self.mode)
+        box = (0, 0, min(size[0] / step, many.width), min(size[1] / step, many.height))
+        return many.resize(size, Image.Resampling.BILINEAR, box)
+
     def _ground(self) -> Image.Image:
         """Black, white, flat, gradient or photographic."""
-        kind, size = self.rng.random(), (self.fine, self.fine)
-        if kind < 0.3:
+        size = (self.fine, self.fine)
+        if self._chance(self.black / 2):
             return self._flat(0)
-        if kind < 0.42:
+        kind = self.rng.random()
+        if kind < 0.15:
             return self._flat(255)
-        if kind < 0.6:
+        if kind < 0.4:
             return self._flat()
-        return self._gradient(size) if kind < 0.78 else self._photo(size, 0.7)
+        return self._gradient(size) if kind < 0.65 else self._photo(size, 0.7)
 
     def _fill(self, size: Size) -> Image.Image:
+        return self._flat(size=size) if self._chance(0.4) else self._texture(size)
+
+    def _texture(self, size: Size) -> Image.Image:
         kind = self.rng.random()
-        if kind < 0.4:
-            return self._flat(size=size)
-        return self._gradient(size) if kind < 0.7 else self._photo(size, 0.5)
+        if kind < 0.2:
+            return self._gradient(size)
+        return self._pattern(size) if kind < 0.4 else self._photo(size, 0.5)
 
     def _object(self) -> tuple[Image.Image, Image.Image]:
         """A clip art or an emoji: levels and mask, perhaps mirrored, inverted or textured."""
-        tile = self._pick(self.sources.clips) if self._chance(0.85) else self._emoji()
+        at = int(np.searchsorted(self.sources.clip_bounds[:-1], self.rng.random(), "right"))
+        tile = self.sources.clips[at] if self._chance(0.85) else self._emoji()
         if self._chance(0.5):
             tile = ImageOps.mirror(tile)
         mask = tile.getchannel("A")
         own = tile.convert(self.mode)
-        kind = self.rng.random()
-        if kind < 0.2:
+        # What is drawn in black could not be seen on black.
+        inside = mask.point(_THRESHOLD)
+        dark = not inside.getbbox() or ImageStat.Stat(own.convert("L"), inside).mean[0] < DARK
+        if self._chance(0.8 if dark else 0.2):
             own = ImageChops.invert(own)
-        elif kind < 0.75:
+        if self._chance(0.65):
             # A texture shows through, as cloth does under the seams of a garment.
-            texture = self._photo(own.size, 0.5) if self._chance(0.7) else self._gradient(own.size)
-            own = Image.blend(own, texture, self.rng.uniform(0.2, 1.0))
-            if self._chance(0.5):
-                own = ImageOps.autocontrast(own, mask=mask.point(_THRESHOLD))
-        if self._chance(0.5):
-            low, high = self.rng.uniform((0, 150), (110, 256)).tolist()
+            own = Image.blend(own, self._texture(own.size), self.rng.uniform(0.2, 1.0))
+            if self._chance(0.6):
+                own = ImageOps.autocontrast(own, mask=inside)
+        if self._chance(0.6):
+            low, high = self.rng.uniform((0, 160), (110, 280)).tolist()
             own = own.point(_tone(low, high, len(own.getbands())))
         return own, mask
 
@@ -204,13 +231,13 @@ class Painter:
 
     def _inked(self, size: Size) -> tuple[Image.Image, Image.Image]:
         """What a stroke is drawn in, and the ground: most are bright on black."""
-        kind = self.rng.random()
-        if kind < 0.55:
+        kind = self.rng.random() * 0.65 / self.black
+        if kind < 0.5:
             level = int(255 - abs(self.rng.normal(0, 40)) % 200)
             return self._flat(level, size), self._flat(0)
         if kind < 0.65:
             return self._fill(size), self._flat(0)
-        if kind < 0.75:
+        if self._chance(0.25):
             return self._flat(int(self.rng.integers(80)), size), self._flat(255)
         return self._fill(size), self._ground()
 
@@ -244,30 +271,42 @@ class Painter:
             ground.paste(tile, (round(x - size[0] / 2), round(y - size[1] / 2)), mask)
         return ground
 
-    def _down(self, drawn: Image.Image) -> Image.Image:
-        """The drawing at its size: the mean of each block, or some softer or sharper."""
+    def _down(self, drawn: Image.Image, finish: "Finish") -> Image.Image:
+        """The drawing at its size: the mean of each block, or softer, or sharper."""
         kind = self.rng.random()
-        if kind < 0.25:
-            drawn = drawn.filter(ImageFilter.BoxBlur(self.rng.uniform(0.5, 1.0 * FINE)))
-        made = drawn.reduce(FINE)
-        if kind > 0.7 and self.mode == "L":
-            # Fashion-MNIST's makers took single pixels and sharpened them.
-            if kind > 0.85:
-                made = drawn.resize(made.size, Image.Resampling.NEAREST)
-            percent = int(self.rng.integers(30, 150))
-            made = made.filter(ImageFilter.UnsharpMask(1.0, percent, 0))
-        return made
+        if kind < finish.blurred:
+            drawn = drawn.filter(ImageFilter.BoxBlur(self.rng.uniform(0.5, FINE)))
+        if self.mode == "RGB" or kind < 1 - finish.sharpened:
+            return drawn.reduce(FINE)
+        # Fashion-MNIST's makers took single pixels and sharpened them.
+        single = self._chance(finish.single)
+        size = (self.side, self.side)
+        made = drawn.resize(size, Image.Resampling.NEAREST) if single else drawn.reduce(FINE)
+        return made.filter(ImageFilter.UnsharpMask(1.0, int(self.rng.integers(30, 150)), 0))
 
 
-KINDS: Mapping[str, float] = {
-    "framed": 0.32, "object": 0.18, "glyph": 0.27, "strokes": 0.08, "photograph": 0.11,
-    "surface": 0.04,
+@dataclass(frozen=True)
+class Finish:
+    """Shares of pictures that are blurred, sharpened, and of these made of single pixels."""
+
+    blurred: float
+    sharpened: float
+    single: float
+
+
+SOFT, CRISP = Finish(0.25, 0.25, 0.4), Finish(0.1, 0.6, 0.6)
+
+KINDS: Mapping[int, Mapping[str, float]] = {
+    1: {"framed": 0.34, "object": 0.16, "glyph": 0.28, "strokes": 0.08, "photograph": 0.1,
+        "surface": 0.04},
+    3: {"framed": 0.08, "object": 0.34, "glyph": 0.22, "strokes": 0.05, "photograph": 0.25,
+        "surface": 0.06},
 }  # fmt: skip
-"""Shares of the kinds of pictures, by the painter's methods."""
-KINDS_DRAWN: tuple[Callable[[Painter], Image.Image], ...] = tuple(
-    getattr(Painter, kind) for kind in KINDS
-)
-BOUNDS = np.cumsum(list(KINDS.values()))[:-1]
+"""Shares of the kinds of pictures, by channels: names of the painter's methods."""
+BLACK = {1: 0.65, 3: 0.2}
+"""Share of the glyphs and strokes that are bright on black; half of it for objects in a scene."""
+DARK = 48
+"""Mean level below which a drawing counts as dark."""
 
 _THRESHOLD = [255 * (level > 128) for level in range(256)]
 
@@ -314,8 +353,9 @@ def _brief(content: bytes) -> bytes:
 
 
 def _tone(low: float, high: float, bands: int) -> list[int]:
-    """A table that maps 0 to ``low`` and 255 to ``high``, for every band."""
-    return np.tile(np.rint(np.linspace(low, high, 256)).astype(int), bands).tolist()
+    """A table that maps 0 to ``low`` and 255 to ``high``, at most to 255, for every band."""
+    levels = np.minimum(np.rint(np.linspace(low, high, 256)), 255)
+    return np.tile(levels.astype(int), bands).tolist()
 
 
 def _curve(rng: np.random.Generator, points: int) -> NDArray[np.float64]:

@@ -10,14 +10,16 @@ import hashlib
 import re
 import unicodedata
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFont
+from numpy.typing import NDArray
+from PIL import Image, ImageFont, ImageStat
 
-from oodflow.data.sketch_photos import PHOTOS, photo, regions
+from oodflow.data.sketch_photos import MORE_PHOTOS, PHOTOS, photo, regions
 from oodflow.errors import UserError
 
 __all__ = ["TILE", "Sources", "gather", "is_number", "shows_numbers"]
@@ -26,6 +28,8 @@ TILE = 96
 """Longest side of a clip art in memory, in pixels."""
 LARGEST = 30_000_000
 """Pixels of the largest file that is decoded."""
+FAINT_COVER = 24
+"""Mean opacity, of 255, below which a clip art is left out: hair lines that vanish when reduced."""
 GLYPH = 72
 """Size of the glyphs in pixels per em."""
 EMOJI = "NotoColorEmoji.ttf"
@@ -38,9 +42,14 @@ FORBIDDEN = re.compile(
     r"thirty|hundred|thousand|first|second|third|fractions?|digits?|numbers?|numerals?|numeric|"
     r"numero|cards|dates?|o?clocks?|watch|calendar|calculator|dice|money|banknote|coin|roadsigns|"
     r"speed|limit|highway|interstate|k?ruler|(onetwo)?matrix|billiards|pool|slot|medal|timer|score|"
-    r"lottery|price|euro|stamp|age|years)(?![a-z])"
+    r"lottery|price|euro|stamp|age|years|days?|highscore|enumlist|prec(minus|plus)|viewmag\d|g8|"
+    r"\d_?ball|dartboard|for_sale|knot|gkrellm|kalzium|kbiff|kbruch|kdevelop|knotes|kodo)(?![a-z])"
 )
 """Words of file and character names that speak of numbers, and of things that bear them."""
+
+LOOKALIKES = frozenset("ƧƨƻƼƽȜȝƷʒɜЗзӠӡбϐꝪꝫⳌⳍꞫ𐐚𑊖𝈆𞤒𞤴𑋊𑚙ᜂᏎꮞꜮꜯ𑢻ỼỽᦆᏮꮾⳒⳓ⹒⁊𐠐𐤱ᲽᲷჽვႽ𐐝ꕶȢȣ𐌚ꝮꝯⳊⳋշ")
+"""Letters whose glyphs are those of 2 to 9 or nearly so (correlation with a digit of Noto Sans or
+Noto Serif, both in a common box, above about 0.86). Circles and bars, as 0 and 1, are left."""
 
 
 def shows_numbers(name: str) -> bool:
@@ -55,14 +64,16 @@ def shows_numbers(name: str) -> bool:
 
 
 def is_number(character: str) -> bool:
-    """Whether a character is a digit or number of any script, is made of one or is named for one.
+    """Whether a character is a number of any script, has one, is named for one or looks like one.
 
     >>> [is_number(each) for each in "7٣④Ⅷ½一㍘A"]
     [True, True, True, True, True, True, True, False]
     """
     parts = unicodedata.normalize("NFKD", character)
     return shows_numbers(unicodedata.name(character, "")) or any(
-        unicodedata.category(part).startswith("N") or unicodedata.numeric(part, None) is not None
+        unicodedata.category(part).startswith("N")
+        or unicodedata.numeric(part, None) is not None
+        or part in LOOKALIKES
         for part in parts
     )
 
@@ -79,6 +90,8 @@ class Sources:
 
     clips: tuple[Image.Image, ...]
     """Clip art with transparency, RGBA or LA, the longest side at most 96."""
+    clip_bounds: NDArray[np.float64]
+    """Sums of the shares of the first 1, 2, … clip arts."""
     emoji: tuple[str, ...]
     emoji_font: ImageFont.FreeTypeFont
     fonts: tuple[tuple[Path, str], ...]
@@ -92,14 +105,14 @@ def gather(path: Path, mode: str) -> dict[str, Sources]:
 
     Raises UserError where a file is damaged or a folder has nothing.
     """
-    clips: dict[bool, list[Image.Image]] = {False: [], True: []}
+    clips: dict[bool, list[tuple[str, Image.Image]]] = {False: [], True: []}
     seen: set[bytes] = set()
     for name, file in _clip_files(path / "openclipart" / "png"):
         tile = _clip(file, mode)
         # Several names have the same content; the first one says which fold it is for.
         if tile is not None and (content := tile.tobytes()) not in seen:
             seen.add(content)
-            clips[in_test(_stem(name))].append(tile)
+            clips[in_test(_stem(name))].append((name.rpartition("/")[0], tile))
     folder = path / "fonts" / "truetype" / "noto"
     fonts = {test: _fonts(folder, test) for test in (False, True)}
     try:
@@ -111,8 +124,14 @@ def gather(path: Path, mode: str) -> dict[str, Sources]:
         emoji = tuple(each for each in _characters(folder / EMOJI) if in_test(_root(each)) == test)
         if not clips[test] or not fonts[test] or not emoji:
             raise UserError(f"{path} has too few clip arts, fonts or emoji for the {fold} fold")
-        found[fold] = Sources(tuple(clips[test]), emoji, emoji_font, fonts[test],
-                              tuple(_photos(fold, mode)))  # fmt: skip
+        folders, tiles = zip(*clips[test], strict=True)
+        # Half of all files are puzzle pieces, icons and flags: a folder counts by its root.
+        sizes = Counter(folders)
+        shares = np.array([sizes[each] ** -0.5 for each in folders])
+        found[fold] = Sources(
+            tiles, np.cumsum(shares / shares.sum()), emoji, emoji_font, fonts[test],
+            tuple(_photos(fold, mode)),
+        )  # fmt: skip
     return found
 
 
@@ -153,6 +172,8 @@ def _clip(file: Path, mode: str) -> Image.Image | None:
         return None
     whole = whole.crop(box)
     whole.thumbnail((TILE, TILE), Image.Resampling.BOX, reducing_gap=3.0)
+    if ImageStat.Stat(whole.getchannel("A")).mean[0] < FAINT_COVER:
+        return None
     return whole if mode == "RGB" else whole.convert("LA")
 
 
@@ -188,7 +209,7 @@ def _fonts(folder: Path, test: bool) -> tuple[tuple[Path, str], ...]:
 
 def _photos(fold: str, mode: str) -> list[Image.Image]:
     found = []
-    for name, (_, _, side) in PHOTOS.items():
+    for name, (_, _, side) in (PHOTOS | MORE_PHOTOS).items():
         whole = photo(name)
         left, top, right, bottom = regions(whole.shape[1], whole.shape[0], side)[fold]
         region = np.ascontiguousarray(whole[top:bottom, left:right])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from oodflow.errors import UserError
 
-__all__ = ["PHOTOS", "SIDE", "crops", "photo", "regions"]
+__all__ = ["MORE_PHOTOS", "PHOTOS", "SIDE", "crops", "photo", "regions"]
 
 SIDE = 32
 """Side of every image of the family, in pixels."""
@@ -33,6 +33,15 @@ PHOTOS = {
 }
 """Name → package that ships the photograph, its path there, and the side that is kept for tests:
 where some of the main object is, not only blurred background."""
+
+MORE_PHOTOS = {
+    name: ("skimage", f"data/{name}.{suffix}", "right")
+    for name, suffix in {
+        "brick": "png", "camera": "png", "cell": "png", "coins": "png", "grass": "png",
+        "gravel": "png", "hubble_deep_field": "jpg", "moon": "png", "retina": "jpg",
+    }.items()
+}  # fmt: skip
+"""Most of them grey: not in the sketch family, which was defined without them."""
 
 REDUCTIONS = (1.0, 1.5, 2.0, 2.5, 3.0)
 """Source pixels per pixel of a crop: from close-ups to views of a whole object."""
@@ -64,7 +73,7 @@ def photo(name: str) -> NDArray[np.uint8]:
     """One photograph, uint8 H×W×3; UserError where the package came without it."""
     from PIL import Image
 
-    package, inside, _ = PHOTOS[name]
+    package, inside, _ = (PHOTOS | MORE_PHOTOS)[name]
     # The packages are found without being imported: both take seconds, for one file each.
     found = importlib.util.find_spec(package)
     for folder in (found.submodule_search_locations or []) if found else []:
@@ -73,7 +82,7 @@ def photo(name: str) -> NDArray[np.uint8]:
             with Image.open(path) as image:
                 return np.asarray(image.convert("RGB"))
     raise UserError(
-        f"the sketch datasets need the photograph {inside} of the package {package}, which is "
+        f"the dataset needs the photograph {inside} of the package {package}, which is "
         "not installed with it; reinstall the package"
     )
 

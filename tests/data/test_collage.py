@@ -80,12 +80,12 @@ def test_no_picture_is_in_a_fold_twice(share, monkeypatch):
 def test_every_kind_of_picture_shows_something_at_its_size(painted):
     channels, sources = painted
     painter = Painter(sources["train"], channels, np.random.default_rng(1))
-    for kind in KINDS:
+    for kind in KINDS[channels]:
         drawn = [getattr(painter, kind)() for _ in range(10)]
         assert {each.size for each in drawn} == {(4 * SIDES[channels],) * 2}
         assert {each.mode for each in drawn} == {"RGB" if channels == 3 else "L"}
         assert np.mean([np.asarray(each).std() for each in drawn]) > 10, kind
-    assert sum(KINDS.values()) == pytest.approx(1)
+    assert all(sum(shares.values()) == pytest.approx(1) for shares in KINDS.values())
 
 
 def test_an_object_in_its_frame_is_whole_and_on_black(painted):
@@ -109,9 +109,7 @@ def test_grey_pictures_take_the_path_of_28_by_28_images(share, monkeypatch):
     assert torch.equal(enlarge(small[0]), torch.from_numpy(made))
 
 
-@pytest.mark.parametrize(
-    "character", [*"0123456789٣३๔𝟘①⑴½Ⅷ一²₃㉈㏠", "\N{KEYCAP TEN}", "\N{LATIN SMALL LETTER TONE TWO}"]
-)
+@pytest.mark.parametrize("character", [*"0123456789٣३๔𝟘①⑴½Ⅷ一²₃㉈㏠", *"ƽЗǯ", "\N{KEYCAP TEN}"])
 def test_numbers_of_all_scripts_are_known(character):
     assert is_number(character)
 
