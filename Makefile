@@ -5,10 +5,14 @@ BIN := .venv/bin
 WORKERS ?= 2
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-all lint format mlproject clean
+.PHONY: quickstart real test test-all lint format mlproject clean
 
 quickstart: .venv/ready
 	@$(BIN)/oodflow main
+
+# The effect on real images; needs the packages that docs/real-images.md names.
+real: .venv/ready
+	@$(BIN)/oodflow reproduce --plan real
 
 # What a developer needs before a commit.
 test: .venv/ready

@@ -312,7 +312,9 @@ class QuickstartOptions(TrainingOptions, WorkerOptions, ReportOptions):
 class ReproduceOptions(PlaceOptions, WorkerOptions):
     """Plan"""
 
-    plan: str = option("sketch, paper, flows, quickstart, or the path of a YAML file", "sketch")
+    plan: str = option(
+        "sketch, real, flows, paper, quickstart, or the path of a YAML file", "sketch"
+    )
     dry_run: bool = option("only show which runs exist, which are missing, and their cost", False)
     only: str = option("comma-separated steps of the plan", "all")
     seeds: Seeds | None = option("comma-separated; auto: the plan's")

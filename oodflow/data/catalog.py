@@ -253,6 +253,16 @@ _ENTRIES = (
     ),
     _sketch("sketch-scenes", "outlier", 0, True),
     _sketch("sketch-general", "general", 0, True),
+    *(
+        replace(
+            _sketch(f"{name}-grey", "outlier", classes, flip),
+            channels=1,
+            train_size=0,
+            generals=GREY_GENERALS,
+            family="grey",
+        )
+        for name, classes, flip in (("letters", 10, False), ("scenes", 0, True))
+    ),
     _published(
         "cifar10",
         3,
@@ -291,7 +301,7 @@ _ENTRIES = (
         10,
         (60_000, 10_000),
         False,
-        ("mnist", "mnist-5k"),
+        ("mnist", "mnist-5k", "letters-grey", "scenes-grey"),
         "FashionMNIST/raw",
         ("share:datasets/fashion-mnist",),
         "idx",

@@ -3,6 +3,9 @@
 They show in minutes what the paper shows on CIFAR10 and SVHN: shapes on photographs are the
 in-distribution, digits on smooth gradients are simpler images that fool a raw likelihood, and the
 general set has something of everything. An image is background·(1 − mask) + fill·mask.
+
+``letters-grey`` and ``scenes-grey`` are outliers beside MNIST and Fashion-MNIST: they come to 32×32
+by way of 28×28 as those do, since another resampling is an anomaly by itself (arXiv:2405.11881).
 """
 
 import hashlib
@@ -12,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from oodflow.data.catalog import lookup
 from oodflow.data.sketch_masks import STYLES, glyph_tiles, place, shape_tiles
 from oodflow.data.sketch_photos import SIDE, crops
-from oodflow.data.source import Fold, Piece, Raw, Request
+from oodflow.data.source import Fold, Piece, Raw, Request, to_grey
+from oodflow.data.torchvision_sets import enlarge
 
 __all__ = ["DIGITS", "LETTERS", "PRINTABLE", "VERSION", "generate", "read", "stamp"]
 
@@ -27,6 +33,9 @@ VERSION = 1
 LETTERS = "ABEGHKMRSX"
 DIGITS = "0123456789"
 PRINTABLE = "".join(map(chr, range(33, 127)))
+
+BESIDE_MNIST = {"letters-grey": "sketch-letters", "scenes-grey": "sketch-scenes"}
+"""Grey datasets of 28×28, and the recipe of each."""
 
 CHUNK = 500
 """Images made at once. Part of the recipe: each chunk has a random generator of its own."""
@@ -42,11 +51,15 @@ def generate(name: str, fold: str, count: int) -> NDArray[np.void]:
 
 
 def read(request: Request) -> Raw:
-    """Both folds, generated chunk by chunk."""
+    """The folds that the dataset has, generated chunk by chunk."""
     facts = request.facts
     sizes = {"train": facts.train_size, "test": facts.test_size}
     return Raw(
-        {fold: Fold(size, partial(_pieces, facts.name, fold, size)) for fold, size in sizes.items()}
+        {
+            fold: Fold(size, partial(_pieces, facts.name, fold, size))
+            for fold, size in sizes.items()
+            if size
+        }
     )
 
 
@@ -58,9 +71,17 @@ def stamp(path: Path) -> str:
 def _pieces(name: str, fold: str, size: int) -> Iterator[Piece]:
     labelled = lookup(name).classes > 0
     for at in range(-(-size // CHUNK)):
-        records = _chunk(name, fold, at)[: size - at * CHUNK]
+        records = _chunk(BESIDE_MNIST.get(name, name), fold, at)[: size - at * CHUNK]
         labels = records["label"].astype(np.int64) if labelled else None
-        yield Piece(records["pixels"], labels)
+        pixels = records["pixels"]
+        yield Piece(_by_way_of_28(pixels) if name in BESIDE_MNIST else pixels, labels)
+
+
+def _by_way_of_28(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """N×3×32×32 as grey N×1×32×32 that was 28×28 in between."""
+    grey = torch.from_numpy(to_grey(pixels)).float()
+    small = F.interpolate(grey, size=(28, 28), mode="bilinear", antialias=True)
+    return enlarge(small.round().to(torch.uint8)).numpy()
 
 
 def _chunk(name: str, fold: str, at: int) -> NDArray[np.void]:

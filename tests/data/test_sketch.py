@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from oodflow.data import sketch
 from oodflow.data.catalog import CATALOG
@@ -17,6 +18,8 @@ from oodflow.data.sketch_masks import (
     shape_tiles,
 )
 from oodflow.data.sketch_photos import PHOTOS, REDUCTIONS, SIDE, crops, photo, regions
+from oodflow.data.source import to_grey
+from oodflow.errors import UserError
 
 NAMES = [name for name in CATALOG if name.startswith("sketch-")]
 
@@ -179,3 +182,25 @@ def test_placing_interpolates_between_the_pixels_of_the_tile(axis):
     # A size of 20 shows 28/20 pixels of the tile per pixel, each 6 brighter than the one before.
     steps = np.diff(np.moveaxis(masks, axis, 1)[:, 10:22], axis=1)
     assert np.abs(steps - 6 * EXTENT / 20).max() <= 1
+
+
+def test_grey_outliers_beside_mnist_are_their_colour_form_by_way_of_28_pixels(tmp_path):
+    """Written with Pillow: its filters round otherwise, by a level or two."""
+    grey = load("letters-grey", "test", tmp_path).pixels[:20].numpy()
+    colour = sketch.generate("sketch-letters", "test", 20)["pixels"]
+    for made, original in zip(grey[:, 0], to_grey(colour)[:, 0], strict=True):
+        picture = Image.fromarray(original).resize((28, 28), Image.Resampling.BILINEAR)
+        small = torch.from_numpy(np.asarray(picture).copy())[None, None]
+        expected = torch_bilinear(small.float())[0, 0].numpy()
+        assert np.abs(made.astype(float) - expected).max() <= 2
+
+
+def torch_bilinear(pixels):
+    return torch.nn.functional.interpolate(
+        pixels, size=(32, 32), mode="bilinear", align_corners=False
+    )
+
+
+def test_outliers_beside_mnist_have_no_training_fold(tmp_path):
+    with pytest.raises(UserError, match="scenes-grey"):
+        load("scenes-grey", "train", tmp_path)

@@ -274,7 +274,7 @@ def test_a_broken_plan_is_refused_naming_file_and_place(text, said):
 
 
 def test_a_plan_that_is_not_there_is_refused_with_those_that_are(tmp_path):
-    with pytest.raises(UserError, match="no plan 'skech'.*paper, quickstart, sketch"):
+    with pytest.raises(UserError, match="no plan 'skech'.*paper, quickstart, real, sketch"):
         read_plan("skech")
     with pytest.raises(UserError, match="path of a YAML file"):
         read_plan(str(tmp_path))
@@ -389,6 +389,19 @@ def test_the_paper_plan_trains_what_the_tables_need_and_nothing_else():
     expected = needed("tiny", inliers, others)
     expected["glow", "tiny-grey", "scratch", "none", "auto", "unsupervised"] = FIRST
     assert trainings("paper") == expected
+
+
+def test_the_real_plan_has_every_method_for_three_seeds_and_one_general_model():
+    data, general = "fashion-mnist", "pictures-grey"
+    assert trainings("real") == {
+        ("glow", general, "scratch", "none", "auto", "unsupervised"): FIRST,
+        ("glow", data, "general", "none", "auto", "unsupervised"): EVERY,
+        ("glow", data, "general", "binary", "auto", "unsupervised"): EVERY,
+        ("glow", data, "general", "none", "auto", "supervised"): EVERY,
+        ("glow", general, "general", "binary", data, "unsupervised"): EVERY,
+    }
+    tasks = expand(read_plan("real"))
+    assert {task.options.preset for task in tasks if task.entry_point in TRAINING} == {"small"}
 
 
 @pytest.mark.parametrize("name", ["sketch", "paper"])
