@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, str] = {
     "datasets list": "oodflow.workflow.datasets:list_command",
     "datasets prepare": "oodflow.workflow.datasets:prepare_command",
     "datasets check": "oodflow.workflow.datasets:check_command",
+    "check-model": "oodflow.workflow.check_model:command",
     "score": "oodflow.workflow.score:command",
     "sample": "oodflow.workflow.sample:command",
     "import-checkpoint": "oodflow.workflow.import_checkpoint:command",

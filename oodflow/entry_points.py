@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from oodflow.options import (
     AnalyseOptions,
     BenchOptions,
+    CheckModelOptions,
     CheckOptions,
     DatasetListOptions,
     DetectOptions,
@@ -188,6 +189,14 @@ ENTRY_POINTS: Mapping[str, EntryPoint] = {
         "Read a whole dataset: counts, shapes, digest, mean and std, and a contact sheet.",
         CheckOptions,
         ("oodflow datasets check sketch-shapes",),
+    ),
+    "check-model": EntryPoint(
+        "Try on a model, built-in or of a plug-in, what is expected of every model.",
+        CheckModelOptions,
+        ("oodflow check-model glow", "oodflow check-model my-flow --channels 3"),
+        details="One row per line of the contract: passed, failed, or does not apply, and why. The "
+        "exit code is 1 if a line fails. The log-determinant is compared with autograd in float64, "
+        "which takes seconds.",
     ),
     "score": EntryPoint(
         "Score image files, or folders of them, under a run's model: one row per image.",

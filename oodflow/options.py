@@ -20,6 +20,7 @@ __all__ = [
     "TUNED",
     "AnalyseOptions",
     "BenchOptions",
+    "CheckModelOptions",
     "CheckOptions",
     "DataOptions",
     "DatasetListOptions",
@@ -401,6 +402,15 @@ class CheckOptions(DatasetListOptions):
 
     dataset: str = option("name or folder:PATH", argument=True, required=True, name="name")
     out: str = option("file of the contact sheet; default: NAME-contact-sheet.png", "")
+
+
+@dataclass(frozen=True)
+class CheckModelOptions(Options):
+    """Model"""
+
+    model: str = option("model family", argument=True, required=True, name="name")
+    preset: str = option("settings that it is built with", "quick", PRESETS)
+    channels: int = option("channels of its images: 1 or 3", 1)
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,9 @@ from oodflow.errors import UserError, unknown_name
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["DATASETS", "MODELS", "SCORES", "Register", "origin_of", "warn"]
+__all__ = ["DATASETS", "MODELS", "SCORES", "Register", "all_origins", "origin_of", "warn"]
 
 Entry = TypeVar("Entry")
-
-KINDS = ("model", "dataset", "score")
 
 NAME = r"[a-z0-9][a-z0-9._-]*"
 """Names stand in metrics, file names and command lines."""
@@ -75,6 +73,11 @@ class Register(Mapping[str, Entry], Generic[Entry]):
     def origin(self, name: str) -> str:
         """``DISTRIBUTION VERSION`` of the package that registered a name; "" for a built-in one."""
         return self._origins[name] if name in self else ""
+
+    def origins(self) -> dict[str, str]:
+        """Name → origin of what plug-ins and one's own code add; no plug-in is imported."""
+        declared = {name: _origin(each) for name, each in self._declared.items()}
+        return declared | {name: origin for name, origin in self._origins.items() if origin}
 
     def unknown(self, name: str, origin: str = "") -> UserError:
         """The error for a name that is not here; ``origin`` is who registered it at the time."""
@@ -160,6 +163,11 @@ def warn(line: str) -> None:
         print(f"warning: {line}", file=sys.stderr)
 
 
+def all_origins() -> dict[str, str]:
+    """Name → origin of all models, datasets and scores that plug-ins and one's own code add."""
+    return {name: origin for each in _REGISTERS.values() for name, origin in each.origins().items()}
+
+
 def origin_of(function: Callable[..., Any]) -> str:
     """``NAME VERSION`` of the code that registers a function: of its package, else of its module.
 
@@ -169,8 +177,8 @@ def origin_of(function: Callable[..., Any]) -> str:
     if loading := _LOADING.get():
         return loading
     module = getattr(function, "__module__", None) or "__main__"
-    for kind in KINDS:
-        for each in _REGISTERS[kind]._declared.values():
+    for register in _REGISTERS.values():
+        for each in register._declared.values():
             if _root(each.value) == _root(module):
                 return _origin(each)
     import inspect

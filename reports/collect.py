@@ -56,7 +56,11 @@ def auroc_frame(
 
 def _core(run: RunInfo) -> set[str]:
     """The outlier datasets that a model's mean is over."""
-    return {slug_of(ood) for ood in lookup(run.tags["catalogued"]).ood} - set(FURTHER)
+    name = run.tags["catalogued"]
+    if name not in CATALOG and "plugin.dataset" in run.tags:
+        # Its package is not here: all that it was evaluated against.
+        return {ood for ood, *_ in _aurocs(run)} - set(FURTHER)
+    return {slug_of(ood) for ood in lookup(name).ood} - set(FURTHER)
 
 
 def _origin(run: RunInfo, metric: str) -> dict[str, object]:

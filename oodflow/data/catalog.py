@@ -24,6 +24,7 @@ __all__ = [
     "agreeing",
     "data_folder",
     "lookup",
+    "plugin_of",
     "register_dataset",
     "slug_of",
 ]
@@ -453,6 +454,11 @@ def lookup(name: str) -> Dataset:
     if name in CATALOG.names():
         raise CATALOG.unknown(name)
     raise unknown_name("dataset", name, [*CATALOG.names(), "folder:PATH"])
+
+
+def plugin_of(name: str) -> str:
+    """Package and version that registered a dataset, or its RGB form; "" for a built-in one."""
+    return CATALOG.origin(name) or CATALOG.origin(name.removesuffix("-grey"))
 
 
 def slug_of(name: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from oodflow.data import grey
-from oodflow.data.catalog import CATALOG, FOLDS, Dataset, lookup
+from oodflow.data.catalog import FOLDS, Dataset, lookup, plugin_of
 from oodflow.data.prepared import Prepared, find, keep
 from oodflow.data.source import Request, refuse_broken
 from oodflow.errors import UserError
@@ -217,7 +217,7 @@ def prepare(
         if isinstance(error, UserError) or not facts.read:
             raise
         raise UserError(
-            f"plug-in {CATALOG.origin(name)} cannot read its dataset {name!r}: "
+            f"plug-in {plugin_of(name)} cannot read its dataset {name!r}: "
             f"{type(error).__name__}: {error}"
         ) from error
 
@@ -229,7 +229,7 @@ def _stamp(facts: Dataset, data_dir: Path) -> str:
         return grey.stamp(found) if found else "the RGB dataset is not prepared"
     if facts.read:
         # Another version of the package may read other images.
-        return CATALOG.origin(facts.name)
+        return plugin_of(facts.name)
     if facts.source not in CHANGING:
         return ""
     return import_module(SOURCES[facts.source]).stamp(raw_path(facts, data_dir))

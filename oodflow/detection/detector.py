@@ -237,6 +237,8 @@ class Detector:
             "models": {role: each.digest for role, each in self.models.items()},
             "calibration": {**self.calibration.facts, "size": str(self.calibration.size)},
         }
+        if plugin := SCORES.origin(self.score):
+            facts["plugin"] = plugin
         return seal(folder, facts)
 
     @classmethod
@@ -250,6 +252,7 @@ class Detector:
         facts = verified(folder, (*files, CALIBRATION_FILE))
         try:
             score, dataset = str(facts["score"]), str(facts["dataset"])
+            plugin = str(facts.get("plugin", ""))
             preprocessing = Preprocessing(**facts["preprocessing"])
             origin = {str(k): str(v) for k, v in facts["calibration"].items() if k != "size"}
             digests = dict(facts["models"])
@@ -263,6 +266,8 @@ class Detector:
                 f"{folder / FACTS_FILE} is not what this version of oodflow writes ({error}); "
                 "build the detector again"
             ) from error
+        if score not in SCORES:
+            raise SCORES.unknown(score, plugin)
         models = {role: _model(folder, role, digest, device) for role, digest in digests.items()}
         calibration = Calibration(_calibration_table(folder / CALIBRATION_FILE), origin)
         return cls(score, dataset, preprocessing, MappingProxyType(models), calibration, device)

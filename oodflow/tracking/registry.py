@@ -98,7 +98,22 @@ def read_registry(store: Store) -> Registry:
                 (others, f"run{'s' * (others > 1)} of other settings than most not counted"),
             )
             if count
-        ),
+        )
+        + _mixed_scores(chosen),
+    )
+
+
+def _mixed_scores(found: Iterable[RunInfo]) -> tuple[str, ...]:
+    """A line for each score that different versions of its package computed."""
+    versions: dict[str, set[str]] = {}
+    for run in found:
+        for tag, value in run.tags.items():
+            if tag.startswith("plugin.score."):
+                versions.setdefault(tag.removeprefix("plugin.score."), set()).add(value)
+    return tuple(
+        f"score {name} is of {' and '.join(sorted(of))}; evaluate again to compare one version"
+        for name, of in sorted(versions.items())
+        if len(of) > 1
     )
 
 

@@ -27,6 +27,7 @@ from oodflow.experiment import Experiment, from_dict, spec_hash, to_dict
 from oodflow.files import replaced
 from oodflow.models.build import build_model
 from oodflow.models.likelihood import LikelihoodModel
+from oodflow.registration import MODELS
 from oodflow.training.stabilisation import not_finite
 
 __all__ = [
@@ -145,6 +146,8 @@ def load_model(path: Path) -> tuple[LikelihoodModel, Experiment, str]:
     # Random weights that are replaced at once cost a small model nothing, but a dense Glow's
     # projections take seconds each; the meta device costs its import, of seconds as well.
     large = sum(tensor.numel() for tensor in tensors.values()) > LARGE
+    # A plug-in's model may compute what it needs when it is built.
+    large &= not MODELS.origin(experiment.model.name)
     with torch.device("meta" if large else "cpu"), torch.random.fork_rng(devices=[]):
         model = build_model(experiment.model)
     try:

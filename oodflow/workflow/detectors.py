@@ -21,6 +21,7 @@ from oodflow.detection.sealed import FACTS_FILE, folder_digest
 from oodflow.errors import UserError
 from oodflow.evaluation.plots import p_value_figure, roc_figure, save_figure
 from oodflow.options import AUTO, DetectorOptions, EvaluateOptions
+from oodflow.registration import MODELS, SCORES
 from oodflow.tracking import runs
 from oodflow.tracking.registry import seed_of, setting_of
 from oodflow.tracking.run_info import RunInfo
@@ -98,6 +99,9 @@ def build(session: Session, options: DetectorOptions) -> BuiltDetector:
         )  # fmt: skip
     tags = {tag: run.tags[tag] for tag in INHERITED if tag in run.tags}
     tags |= {"kind": "detector", "score": score, "detects": run.run_id, "registered": "false"}
+    plugins = {"plugin.model": MODELS.origin(run.tags["model"]),
+               f"plugin.score.{score}": SCORES.origin(score)}  # fmt: skip
+    tags |= {tag: plugin for tag, plugin in plugins.items() if plugin}
     title = f"detector of {run.name} · {score}"
     with runs.recording(session.store, title, tags, project_run=session.project_run) as record:
         uses = [dataset_use(session, name, fold, "calibration")]
@@ -179,8 +183,12 @@ def _models(
             "choose a run of another model"
         )
     wanted = EvaluateOptions(general=options.general, general_outlier=options.general_outlier)
-    if options.score not in (AUTO, "diff", "diff_outlier"):
-        wanted = EvaluateOptions(general="none", general_outlier="none")
+    if options.score != AUTO:
+        needs = roles_of(options.score)
+        wanted = EvaluateOptions(
+            general=options.general if "general" in needs else "none",
+            general_outlier=options.general_outlier if "general_outlier" in needs else "none",
+        )
     elif options.score == AUTO and options.general == AUTO and not _has_general(session, run):
         wanted = replace(wanted, general="none")
     general, general_outlier = contrasts(session, run, wanted)

@@ -4,6 +4,7 @@ from oodflow import console
 from oodflow.errors import UserError
 from oodflow.experiment import COMPRESSORS, Model
 from oodflow.options import AUTO, EvaluateOptions
+from oodflow.registration import MODELS
 from oodflow.tracking import runs
 from oodflow.tracking.run_info import RunInfo
 from oodflow.workflow import results
@@ -57,6 +58,8 @@ def _evaluate(
     inherited = ("model", "dataset", "setting", "outlier_loss", "init", "seed")
     tags = {name: run.tags[name] for name in inherited if name in run.tags}
     tags |= {"kind": "evaluate", "evaluated": run.run_id, "registered": "false"}
+    if plugin := MODELS.origin(run.tags["model"]):
+        tags["plugin.model"] = plugin
     name = f"evaluation of {run.name}"
     with runs.recording(session.store, name, tags, parent, project_run) as record:
         general, general_outlier = contrasts(session, run, options)
@@ -72,7 +75,7 @@ def _evaluate(
                 session, run, general, options.ood, options.limit, options.inlier_fold
             )
         runs.log_metrics(session.store, record, result.metrics)
-        facts = {"inlier_fold": options.inlier_fold, "registered": "true"}
+        facts = {**result.plugins, "inlier_fold": options.inlier_fold, "registered": "true"}
         facts["general_model"] = general.tags["model"] if general else "none"
         facts |= {"general_run": general.run_id} if general else {}
         runs.set_tags(session.store, record, facts)

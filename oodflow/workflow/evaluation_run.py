@@ -3,20 +3,21 @@
 import contextlib
 import math
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from oodflow import console
-from oodflow.data.catalog import agreeing, lookup, slug_of
+from oodflow.data.catalog import CATALOG, agreeing, lookup, slug_of
 from oodflow.errors import UserError
 from oodflow.evaluation.metrics import evaluate_scores
 from oodflow.evaluation.plots import effect_figure, histogram_figure, roc_figure, save_figure
 from oodflow.evaluation.score_table import read_table, write_table
 from oodflow.evaluation.scores import (
+    SCORES,
     bits_per_dimension_mean,
     clip_non_finite,
     compute_scores,
@@ -44,6 +45,8 @@ class EvaluationResult:
 
     run: RunInfo
     metrics: Mapping[str, float]
+    plugins: Mapping[str, str] = field(default_factory=dict)
+    """Tags that name the packages and versions behind scores of plug-ins."""
 
 
 def score_table(
@@ -156,11 +159,11 @@ def evaluate_run(
     runs.log_datasets(session.store, run.run_id, uses)
     contrasts = {"general_run": general, "general_outlier_run": general_outlier}
     tags = {name: contrast.run_id for name, contrast in contrasts.items() if contrast}
-    runs.set_tags(session.store, run.run_id, tags)
+    runs.set_tags(session.store, run.run_id, tags | _plugins(own_scores))
     if scores:
         _log_figures(session, run, own_scores, scores, loaded.model.image_shape)
     describe_run(session, run.run_id)
-    return EvaluationResult(run, metrics | detection)
+    return EvaluationResult(run, metrics | detection, _plugins(own_scores))
 
 
 def compare_run(
@@ -180,13 +183,23 @@ def compare_run(
     own_scores = scores.pop(dataset)
     prefix = "train_fold/" if inlier_fold == "train" else ""
     metrics = evaluate_scores(own_scores, _by_slug(scores))
-    return EvaluationResult(run, {prefix + name: value for name, value in metrics.items()})
+    found = {prefix + name: value for name, value in metrics.items()}
+    return EvaluationResult(run, found, _plugins(own_scores))
+
+
+def _plugins(scores: Iterable[str]) -> dict[str, str]:
+    """``plugin.score.<name>`` of the scores that packages registered."""
+    origins = {f"plugin.score.{name}": SCORES.origin(name) for name in scores}
+    return {tag: origin for tag, origin in origins.items() if origin}
 
 
 def _dataset_of(run: RunInfo) -> str:
     if "dataset" not in run.tags or run.tags.get("kind") not in ("train", "finetune"):
         raise UserError(f"run {run.run_id} ({run.name}) holds no model; choose a training run")
-    return run.tags["dataset"]
+    dataset, plugin = run.tags["dataset"], run.tags.get("plugin.dataset", "")
+    if plugin and dataset not in CATALOG:
+        raise CATALOG.unknown(dataset, plugin)
+    return dataset
 
 
 def detection_scores(

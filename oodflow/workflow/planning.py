@@ -8,7 +8,7 @@ store.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from oodflow.data.catalog import Dataset, agreeing, lookup
+from oodflow.data.catalog import Dataset, agreeing, lookup, plugin_of
 from oodflow.errors import UserError
 from oodflow.experiment import COMPRESSORS, Experiment, Loss, Model
 from oodflow.options import (
@@ -20,6 +20,7 @@ from oodflow.options import (
     TrainOptions,
 )
 from oodflow.presets import architecture, build_experiment, classifier_loss, loss_of
+from oodflow.registration import MODELS
 from oodflow.tracking.run_info import RunInfo
 from oodflow.training.distributed import world
 from oodflow.workflow.choose import contrast_of, general_of, newest_general, own_of, tuned
@@ -136,6 +137,8 @@ def finetune_plan(session: Session, options: FinetuneOptions, seed: int) -> Trai
     else:
         init = general_of(store, options.init, dataset, wanted, options.preset)
     start = session.model(init).experiment.model
+    # Its weights are another version's, perhaps; what is trained now is of this one.
+    start = replace(start, plugin=MODELS.origin(start.name))
     check_same_shape(dataset, start.channels, f"the model of run {init.run_id}")
     _check_architecture(options, start, init)
     # Outliers are those that the start knows as the general distribution, else the first there.
@@ -184,10 +187,14 @@ def untuned(options: FinetuneOptions) -> FinetuneOptions:
 
 def _identified(session: Session, experiment: Experiment, seed: int) -> Experiment:
     """The experiment of a seed with the digests of its images."""
-    data = replace(experiment.data, digest=session.train_digest(experiment.data.dataset))
-    loss = experiment.loss
-    if loss.outlier_dataset:
-        loss = replace(loss, outlier_digest=session.train_digest(loss.outlier_dataset))
+    dataset, loss = experiment.data.dataset, experiment.loss
+    data = replace(experiment.data, digest=session.train_digest(dataset), plugin=plugin_of(dataset))
+    if outliers := loss.outlier_dataset:
+        loss = replace(
+            loss,
+            outlier_digest=session.train_digest(outliers),
+            outlier_plugin=plugin_of(outliers),
+        )
     return replace(experiment, data=data, loss=loss, seed=seed)
 
 

@@ -59,9 +59,14 @@ def run_tags(plan: TrainingPlan) -> dict[str, str]:
         "spec": spec_hash(experiment),
         "registered": "false",
     }
-    for name, run in (("init_run", plan.init), ("contrast_run", plan.contrast)):
-        if run:
-            tags[name] = run.run_id
+    tags |= {name: run.run_id for name, run in
+             (("init_run", plan.init), ("contrast_run", plan.contrast)) if run}  # fmt: skip
+    plugins = {
+        "plugin.model": experiment.model.plugin,
+        "plugin.dataset": experiment.data.plugin,
+        "plugin.outlier_dataset": experiment.loss.outlier_plugin,
+    }
+    tags |= {name: plugin for name, plugin in plugins.items() if plugin}
     return tags | dict(plan.origins)
 
 

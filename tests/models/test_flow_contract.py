@@ -1,4 +1,7 @@
-"""What holds for every density flow: gradients, inverse, log-determinant, state, samples."""
+"""What holds for every density flow: densities, inverse, forms, initialisation, samples.
+
+What holds for every model is in ``test_contract.py``.
+"""
 
 import math
 from collections.abc import Callable
@@ -123,23 +126,6 @@ def test_decode_inverts_encode(flow: Any, dtype: torch.dtype, tolerance: float) 
         back = flow.decode(flow.encode(v)[0])
     assert back.dtype == dtype
     assert float((back - v).abs().max()) < tolerance
-
-
-def test_every_parameter_gets_a_gradient(flow: Any) -> None:
-    flow.log_prob(random_images(4, flow)).sum().backward()
-    still = [name for name, p in flow.named_parameters() if p.grad is None or not p.grad.any()]
-    assert still == []
-
-
-def test_training_mode_changes_nothing(flow: Any) -> None:
-    images = random_images(2, flow)
-    assert torch.equal(flow.train()(images, 0.5), flow.eval()(images, 0.5))
-
-
-def test_images_do_not_influence_each_other(flow: Any) -> None:
-    images = random_images(6, flow)
-    alone = torch.cat([flow(image[None], 0.5) for image in images])
-    assert torch.allclose(flow(images, 0.5), alone, rtol=1e-12)
 
 
 def test_the_layout_of_memory_changes_nothing(flow: Any) -> None:
