@@ -10,13 +10,14 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from oodflow.data.image_files import UnreadableImage, image_suffixes
+from oodflow.data.account import Account
+from oodflow.data.image_files import UnreadableImage, image_suffixes, printable
 from oodflow.errors import UserError
 
 __all__ = ["Shelf", "is_image", "open_shelf", "unpacked", "walk"]
@@ -46,30 +47,73 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in image_suffixes()
 
 
-def walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """The files below a folder with their relative names, unsorted.
+def walk(folder: Path, account: Account | None = None) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """The files below a folder with their relative names, one folder after another, each sorted.
 
-    Hidden files, links to folders and broken links are left out.
-    Raises UserError where a folder cannot be listed.
+    Hidden files and folders, links to folders, broken links, devices and pipes are left out and
+    counted in ``account``. Raises UserError where a folder cannot be listed.
     """
+    left_out = (account or Account()).left_out
     waiting = [""]
     while waiting:
         prefix = waiting.pop()
         try:
-            with os.scandir(folder / prefix) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_symlink():
-                        # os.path takes a link to itself for absent, where the entry would raise.
-                        if os.path.isfile(entry.path):
-                            yield prefix + entry.name, entry
-                    elif entry.is_dir():
-                        waiting.append(f"{prefix}{entry.name}/")
-                    elif entry.is_file():
-                        yield prefix + entry.name, entry
+            with os.scandir(folder / prefix) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
         except OSError as error:
-            raise UserError(f"{folder / prefix} cannot be listed: {error.strerror}") from error
+            raise UserError(
+                f"{printable(folder / prefix)} cannot be listed: {error.strerror}"
+            ) from error
+        folders = []
+        for entry in entries:
+            if entry.name.startswith("."):
+                left_out["hidden"] += 1
+            # os.path takes a link to itself for absent, where the entry would raise.
+            elif entry.is_symlink() and not os.path.isfile(entry.path):
+                left_out["links to folders or to nothing"] += 1
+            elif entry.is_dir():
+                folders.append(f"{prefix}{entry.name}/")
+            elif entry.is_file():
+                yield prefix + entry.name, entry
+            else:
+                left_out["devices or pipes"] += 1
+        waiting += reversed(folders)
+
+
+def walk_images(
+    folder: Path, account: Account | None = None
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Those files of :func:`walk` that are images; the others are counted by their endings."""
+    account = account or Account()
+    for name, entry in walk(folder, account):
+        if is_image(name):
+            yield name, entry
+        else:
+            ending = os.path.splitext(name)[1].lower()
+            account.left_out[printable(ending) or "without an ending"] += 1
+
+
+def find_images(paths: Iterable[Path], account: Account) -> Iterator[Path]:
+    """The files among the paths as they are, and the image files below the folders.
+
+    No more than one folder's names are held at a time. Raises UserError for a path that does not
+    exist and for a folder that cannot be listed, as soon as it comes to it; and where there is no
+    image at all, at the end.
+    """
+    paths, nothing = list(paths), True
+    for path in paths:
+        if path.is_dir():
+            found: Iterable[Path] = (path / name for name, _ in walk_images(path, account))
+        elif path.exists():
+            found = (path,)
+        else:
+            raise UserError(f"no file or folder at {printable(path)}")
+        for file in found:
+            nothing = False
+            yield file
+    if nothing:
+        where = ", ".join(map(printable, paths))
+        raise UserError("; ".join([f"no image in {where}", *account.lines()]))
 
 
 def open_shelf(path: Path) -> Shelf:

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from oodflow.data.archives import Shelf
-from oodflow.data.image_files import UnreadableImage, open_image, printable
+from oodflow.data.image_files import UnreadableImage, admission, open_image, printable
 from oodflow.data.source import Piece, Request, to_grey
 
 __all__ = ["SIDE", "decode", "fitted", "pieces", "scaled"]
@@ -23,13 +23,18 @@ CHUNK = 512
 
 
 def decode(
-    source: BinaryIO | Path, channels: int, resize: int = 0, crop: int = 0
+    source: BinaryIO | Path,
+    channels: int,
+    resize: int = 0,
+    crop: int = 0,
+    remark: Callable[[str], None] = lambda kind: None,
 ) -> NDArray[np.uint8]:
-    """One image file as C×32×32, as :func:`fitted` makes it.
+    """One image file as C×32×32, as :func:`fitted` makes it; ``remark`` as in `open_image`.
 
     Raises UnreadableImage for what is no image, and for one that is smaller than ``crop``.
     """
-    return fitted(open_image(source), channels, resize, crop)
+    with admission() as admit:
+        return fitted(open_image(source, admit=admit, remark=remark), channels, resize, crop)
 
 
 def fitted(image: Image.Image, channels: int, resize: int = 0, crop: int = 0) -> NDArray[np.uint8]:
@@ -78,26 +83,31 @@ def pieces(
 ) -> Iterator[Piece]:
     """The images of those names in their order, decoded by several threads, a piece at a time.
 
-    ``request.on_broken`` is told about an unreadable one, which is left out where it returns.
+    ``request.on_broken`` is told about an unreadable one, which is left out where it returns;
+    ``request.account`` about odd ones.
     """
     # Neither an archive nor an LMDB transaction serves two threads at once.
     serial = threading.Lock()
 
-    def attempt(name: str) -> NDArray[np.uint8] | UnreadableImage:
+    def attempt(name: str) -> tuple[NDArray[np.uint8] | UnreadableImage, list[str]]:
+        remarks: list[str] = []
         try:
             with serial:
                 source = shelf.fetch(name)
-            return decode(source, request.facts.channels, resize, crop)
+            pixels = decode(source, request.facts.channels, resize, crop, remarks.append)
+            return pixels, remarks
         except UnreadableImage as error:
-            return error
+            return error, []
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(names), CHUNK):
             part = names[start : start + CHUNK]
             kept, images = [], []
-            for i, result in enumerate(pool.map(attempt, part), start):
+            for i, (result, remarks) in enumerate(pool.map(attempt, part), start):
+                for kind in remarks:
+                    request.account.remark(kind, printable(names[i]))
                 if isinstance(result, UnreadableImage):
-                    request.on_broken(f"{shelf.path}/{names[i]}", str(result))
+                    request.on_broken(printable(f"{shelf.path}/{names[i]}"), str(result))
                 else:
                     kept.append(i)
                     images.append(result)

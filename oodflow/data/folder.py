@@ -1,13 +1,13 @@
 """Any folder of images: ``folder:PATH?resize=N&crop=N&channels=1&test=SHARE`` (S5).
 
 On disk: images in one folder, without labels, or all in sub-folders of it, which are the classes;
-labels count their sorted names. Where there are folders ``train`` and ``test``, each is such a
-folder, they are the folds, and what lies beside them is not used. Otherwise ``test`` of the images
-(a fifth, if not stated) are the test fold: those whose relative path has the lowest SHA-256, so
-that the same files are always split alike. Within a fold the images are sorted by path.
+labels count their sorted names. Where there are folders ``train`` and ``test`` (or ``val``), in
+any capitals, each is such a folder, they are the folds, and what lies beside them is not used.
+Otherwise ``test`` of the images (a fifth, if not stated) are the test fold, see :func:`_split`.
+Within a fold the images are sorted by path.
 
 The transformation is that of :func:`oodflow.data.decode.decode`: what the options ask for, then
-bilinearly to 32×32. Hidden files, links to folders and files that are no images are left out.
+bilinearly to 32×32. What :func:`oodflow.data.archives.walk_images` leaves out is left out here.
 """
 
 import hashlib
@@ -20,12 +20,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from oodflow.data.archives import Shelf, is_image, walk
+from oodflow.data.account import Account
+from oodflow.data.archives import Shelf, walk_images
 from oodflow.data.decode import pieces
-from oodflow.data.source import Fold, Raw, Request, lowest_hashes
+from oodflow.data.source import Fold, Raw, Request
 from oodflow.errors import UserError
 
-__all__ = ["lengths", "listing", "read", "stamp"]
+__all__ = ["fold_folders", "lengths", "listing", "read", "stamp"]
+
+FOLD_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+}
+"""Folders that are folds, in lower case; val is the test fold where there is no test."""
 
 LONGEST = 4096
 """Upper limit of the options resize and crop, in pixels."""
@@ -35,22 +43,27 @@ def read(request: Request) -> Raw:
     """The folds; raises UserError for wrong options and for a folder that cannot be understood."""
     options, path = request.facts.options, request.path
     (resize, crop), share = lengths(options), _share(options)
-    names = tuple(sorted(name for name, _ in _images(path)))
+    names = tuple(sorted(name for name, _ in _images(path, request.account)))
     if not names:
-        raise UserError(f"no image in {path}; give a folder with images")
-    if (path / "train").is_dir() and (path / "test").is_dir():
+        raise UserError(
+            "; ".join([f"no image in {path}; give a folder with images", *request.account.lines()])
+        )
+    places = fold_folders(path)
+    if places:
         if "test" in options:
             raise UserError(
-                f"{path} has folders train and test, which test={options['test']} cannot split; "
-                "leave it out"
+                f"{path} has folders {places['train']} and {places['test']}, which "
+                f"test={options['test']} cannot split; leave it out"
             )
         depth = 1
         folds = {
-            fold: tuple(name for name in names if name.startswith(f"{fold}/"))
-            for fold in ("train", "test")
+            fold: tuple(name for name in names if name.startswith(f"{place}/"))
+            for fold, place in places.items()
         }
-        classes = _classes(path / "train", folds["train"], depth)
-        _compare(path, classes, _classes(path / "test", folds["test"], depth))
+        if unused := len(names) - sum(map(len, folds.values())):
+            request.account.left_out["beside the folders of the folds"] += unused
+        classes = _classes(path / places["train"], folds["train"], depth)
+        _compare(path, places, classes, _classes(path / places["test"], folds["test"], depth))
     else:
         depth = 0
         folds = _split(names, share)
@@ -76,11 +89,41 @@ def listing(path: Path) -> list[tuple[str, int, int]]:
     return sorted(found)
 
 
-def _images(path: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def _images(path: Path, account: Account | None = None) -> Iterator[tuple[str, os.DirEntry[str]]]:
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}; give a folder with images")
-    return (each for each in walk(path) if is_image(each[0]))
+    return walk_images(path, account)
+
+
+def fold_folders(path: Path) -> dict[str, str]:
+    """The folders of the folds ``train`` and ``test``, {} where a folder has none.
+
+    Raises UserError where two have the name of one fold, and where there is one alone.
+    """
+    found: dict[str, str] = {}
+    others = 0
+    for place in sorted(each.name for each in path.iterdir() if each.is_dir()):
+        kind = FOLD_NAMES.get(place.lower(), "")
+        if kind in found:
+            raise UserError(
+                f"{path} has folders {found[kind]} and {place}, which name the same fold; "
+                "rename or remove one"
+            )
+        if kind:
+            found[kind] = place
+        else:
+            others += not place.startswith(".")
+    held_out = found.get("test", found.get("val", ""))
+    if "train" in found and held_out:
+        return {"train": found["train"], "test": held_out}
+    if found and not others:
+        alone = next(iter(found.values()))
+        raise UserError(
+            f"{path} has a folder {alone} and none for the other fold; folds are train and test "
+            f"(or val). Add it, or give folder:{path}/{alone}"
+        )
+    return {}
 
 
 def lengths(options: Mapping[str, str]) -> tuple[int, int]:
@@ -119,16 +162,25 @@ def _share(options: Mapping[str, str]) -> float:
 
 
 def _split(names: tuple[str, ...], share: float) -> dict[str, tuple[str, ...]]:
-    """The folds of a folder without folds: at least one test image, and train only if any is left.
+    """The folds of a folder without folds, for each image independent of all others.
+
+    The first 8 bytes of the SHA-256 of its relative path, as a number from 0 to 1, are below
+    ``share`` for an image of the test fold: when images are added, none of the training fold moves.
+    Where none is below, the lowest one is the test fold. The train fold is there if any is left.
 
     >>> {fold: len(names) for fold, names in _split(tuple("abcdefghij"), 0.25).items()}
     {'train': 8, 'test': 2}
     >>> _split(("a",), 0.2)
     {'test': ('a',)}
     """
-    held_out = lowest_hashes(names, share)
+    place = {
+        name: int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
+        for name in names
+    }
+    lowest = min(place.values())
+    test = tuple(name for name in names if place[name] < share * 2**64 or place[name] == lowest)
+    held_out = set(test)
     train = tuple(name for name in names if name not in held_out)
-    test = tuple(name for name in names if name in held_out)
     return {"train": train, "test": test} if train else {"test": test}
 
 
@@ -157,17 +209,20 @@ def _classes(folder: Path, names: tuple[str, ...], depth: int) -> tuple[str, ...
     return ()
 
 
-def _compare(path: Path, train: tuple[str, ...], test: tuple[str, ...]) -> None:
+def _compare(
+    path: Path, places: Mapping[str, str], train: tuple[str, ...], test: tuple[str, ...]
+) -> None:
     """Raise UserError where the test fold has classes that the training fold does not have."""
     if bool(train) != bool(test):
         raise UserError(
-            f"only one of {path}/train and {path}/test has sub-folders for classes; "
-            "give both the same ones, or none"
+            f"only one of {path}/{places['train']} and {path}/{places['test']} has sub-folders for "
+            "classes; give both the same ones, or none"
         )
     alone = [name for name in test if name not in train]
     if alone:
         raise UserError(
-            f"{path}/test/{alone[0]} is a class without images in {path}/train; add or remove it"
+            f"{path}/{places['test']}/{alone[0]} is a class without images in "
+            f"{path}/{places['train']}; add or remove it"
         )
 
 
@@ -182,4 +237,8 @@ def _labels(
 
 def stamp(path: Path) -> str:
     """SHA-256 of the listing: images that came, went or changed give another one."""
-    return hashlib.sha256(repr(listing(path)).encode()).hexdigest()[:16]
+    listed, places = repr(listing(path)), fold_folders(path)
+    if places and places != {"train": "train", "test": "test"}:
+        # Folds that were classes before folders of these names counted as folds.
+        listed += repr(places)
+    return hashlib.sha256(listed.encode()).hexdigest()[:16]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from oodflow.data import grey
+from oodflow.data.account import Account
 from oodflow.data.catalog import FOLDS, Dataset, lookup, plugin_of
 from oodflow.data.prepared import Prepared, find, keep
 from oodflow.data.source import Request, refuse_broken
@@ -197,21 +198,23 @@ def prepare(
             lambda: base.skipped,
             needed,
             on_progress,
+            lambda: base.notes,
         )
         return
     path = _found(facts, path or raw_path(facts, data_dir))
     read = facts.read or import_module(SOURCES[facts.source]).read
-    on_broken = leave_out if skip_broken else refuse_broken
+    on_broken, account = leave_out if skip_broken else refuse_broken, Account()
     try:
         keep(
             facts,
             data_dir,
             # The stamp comes first, so that a change during reading is noticed.
             _stamp(facts, data_dir),
-            lambda: read(Request(facts, path, on_broken, exclude)),
+            lambda: read(Request(facts, path, on_broken, exclude, account)),
             lambda: len(skipped),
             needed,
             on_progress,
+            account.lines,
         )
     except Exception as error:
         if isinstance(error, UserError) or not facts.read:

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,8 @@ class Prepared:
     folds: Mapping[str, FoldFacts]
     skipped: int
     """Images that could not be read and were left out on request."""
+    notes: tuple[str, ...] = ()
+    """Lines about files that were left out for other reasons, and about odd ones."""
 
     def fold(self, fold: str) -> FoldFacts:
         """What is known of a fold; UserError where the dataset has none of that name."""
@@ -134,6 +136,7 @@ def find(facts: Dataset, data_dir: Path, stamp: str) -> Prepared | None:
         said = json.loads(file.read_text())
         folds = {name: FoldFacts(**each) for name, each in said["folds"].items()}
         classes, skipped, made_from = int(said["classes"]), int(said["skipped"]), said["stamp"]
+        notes = tuple(map(str, said.get("notes", ())))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -146,7 +149,7 @@ def find(facts: Dataset, data_dir: Path, stamp: str) -> Prepared | None:
     true = dataclasses.replace(
         facts, classes=classes, train_size=sizes["train"], test_size=sizes["test"]
     )
-    return Prepared(true, folder, folds, skipped)
+    return Prepared(true, folder, folds, skipped, notes)
 
 
 def keep(
@@ -157,10 +160,11 @@ def keep(
     skipped: Callable[[], int],
     needed: Callable[[], bool],
     on_progress: Callable[[int, int], None],
+    notes: Callable[[], Iterable[str]] = tuple,
 ) -> None:
     """Write what a source reads in the prepared form, in place of what is there.
 
-    ``skipped`` tells at the end how many images were left out. ``needed`` tells, once no other
+    ``skipped`` and ``notes`` tell at the end what was left out. ``needed`` tells, once no other
     process prepares the dataset, whether there is anything to do. ``on_progress`` gets the number
     of images done and the total.
     Raises UserError where the images have the wrong shape and where nothing can be written.
@@ -181,6 +185,7 @@ def keep(
                 "classes": len(raw.classes) or facts.classes,
                 "class_names": raw.classes,
                 "skipped": skipped(),
+                "notes": list(notes()),
                 "stamp": stamp,
             }
             (unfinished / "facts.json").write_text(json.dumps(said, indent=1) + "\n")

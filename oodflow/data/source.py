@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from oodflow.data.account import Account
 from oodflow.data.catalog import Dataset
 from oodflow.errors import UserError
 
@@ -47,6 +48,8 @@ class Request:
     """Called with an unreadable image's name and the reason; where it returns, it is left out."""
     exclude: tuple[Path, ...] = ()
     """Tiny Images: files with the numbers of records to leave out."""
+    account: Account = field(default_factory=Account)
+    """What is left out without being broken, and what is odd, is counted here."""
 
 
 @dataclass(frozen=True)

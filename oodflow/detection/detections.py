@@ -19,6 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from oodflow.data.account import Account
+from oodflow.data.archives import find_images
+from oodflow.data.image_files import printable
 from oodflow.detection.conformal import (
     allowed_rank,
     folder_p_value,
@@ -26,7 +29,7 @@ from oodflow.detection.conformal import (
     smallest_alpha,
 )
 from oodflow.detection.detector import DEFAULT_ALPHA, Detector
-from oodflow.detection.stream import JudgedFiles, image_files, judged_files
+from oodflow.detection.stream import JudgedFiles, judged_files
 from oodflow.errors import ResourceError, UserError
 from oodflow.files import replaced
 
@@ -101,6 +104,8 @@ class Detections:
     fdr: float | None
     most_anomalous: tuple[Finding, ...]
     """The images of the lowest scores, the lowest first."""
+    account: Account
+    """What was left out, and what is odd."""
 
     @property
     def anomalous(self) -> int:
@@ -153,18 +158,17 @@ def detect(
     paths = list(paths)
     for path in paths:
         if not path.exists():
-            raise UserError(f"no file or folder at {path}")
-    tally, lowest = empty_tally(size), _Lowest(keep)
+            raise UserError(f"no file or folder at {printable(path)}")
+    tally, lowest, account = empty_tally(size), _Lowest(keep), Account()
     with _spool(out) as spool:
-        for judged in judged_files(detector, image_files(paths), None, on_progress):
+        for judged in judged_files(detector, find_images(paths, account), None, on_progress):
+            judged.count_remarks(account)
             tally = tally.plus(judged.rows)
             lowest.add(judged)
             spool.add(judged.rows)
-        if tally.files == 0:
-            raise UserError(f"no image in {', '.join(map(str, paths))}")
         rank = allowed_rank(alpha, size) if fdr is None else rank_allowed_by_fdr(tally.counts, fdr)
         spool.deliver(rank / (size + 1))
-    return Detections(tally, rank, alpha, fdr, lowest.findings(rank / (size + 1)))
+    return Detections(tally, rank, alpha, fdr, lowest.findings(rank / (size + 1)), account)
 
 
 def check_out(out: Path) -> None:

@@ -7,9 +7,7 @@ its neighbours are scored.
 import base64
 import binascii
 import io
-import threading
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -19,11 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from oodflow.data.decode import SIDE
-from oodflow.data.image_files import UnreadableImage, flattened, open_image
+from oodflow.data.image_files import MOST_PIXELS, Admit, admission, flattened, open_image
 from oodflow.detection.preprocessing import Preprocessing
 
 __all__ = [
-    "MOST_PIXELS",
+    "MOST_SENT_PIXELS",
     "InputImage",
     "from_anything",
     "from_array",
@@ -33,17 +31,12 @@ __all__ = [
     "from_picture",
 ]
 
-MOST_PIXELS = 89_478_485
-"""A larger image is not decoded: where Pillow itself begins to warn of decompression bombs."""
-
-MANY_PIXELS = 8_000_000
-"""Larger images are decoded one at a time, since each takes 4 bytes a pixel or more."""
+MOST_SENT_PIXELS = 89_478_485
+"""A larger image sent by anybody is not decoded: Pillow begins to warn of such ones."""
 
 SENT_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """Formats that are read from bytes sent by anybody: a decoder more is one more to attack, and that
 of EPS runs another program."""
-
-_one_large = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +49,8 @@ class InputImage:
     error: str = ""
     size: tuple[int, int] = (0, 0)
     """Width and height that it had."""
+    remarks: tuple[str, ...] = ()
+    """Keys of :data:`oodflow.data.account.REMARKS`."""
 
 
 def from_file(path: Path, preprocessing: Preprocessing) -> InputImage:
@@ -65,7 +60,7 @@ def from_file(path: Path, preprocessing: Preprocessing) -> InputImage:
 
 def from_bytes(content: bytes, preprocessing: Preprocessing) -> InputImage:
     """The content of an image file in one of :data:`SENT_FORMATS`."""
-    return _decoded(io.BytesIO(content), SENT_FORMATS, preprocessing)
+    return _decoded(io.BytesIO(content), SENT_FORMATS, preprocessing, MOST_SENT_PIXELS)
 
 
 def from_base64(text: str, preprocessing: Preprocessing) -> InputImage:
@@ -85,10 +80,10 @@ def from_base64(text: str, preprocessing: Preprocessing) -> InputImage:
 def from_picture(picture: Image.Image, preprocessing: Preprocessing) -> InputImage:
     """A picture that Pillow has opened, of any mode."""
 
-    def load(admit: Callable[[tuple[int, int]], None]) -> Image.Image:
+    def load(admit: Admit, remark: Callable[[str], None]) -> Image.Image:
         admit(picture.size)
         picture.load()
-        return flattened(picture)
+        return flattened(picture, remark)
 
     return _guarded(load, preprocessing)
 
@@ -132,31 +127,31 @@ def from_anything(item: object, preprocessing: Preprocessing) -> InputImage:
 
 
 def _decoded(
-    source: BinaryIO | Path, formats: tuple[str, ...] | None, preprocessing: Preprocessing
+    source: BinaryIO | Path,
+    formats: tuple[str, ...] | None,
+    preprocessing: Preprocessing,
+    most: int = MOST_PIXELS,
 ) -> InputImage:
-    return _guarded(lambda admit: open_image(source, formats=formats, admit=admit), preprocessing)
+    return _guarded(
+        lambda admit, remark: open_image(source, formats=formats, admit=admit, remark=remark),
+        preprocessing,
+        most,
+    )
 
 
 def _guarded(
-    load: Callable[[Callable[[tuple[int, int]], None]], Image.Image], preprocessing: Preprocessing
+    load: Callable[[Admit, Callable[[str], None]], Image.Image],
+    preprocessing: Preprocessing,
+    most: int = MOST_PIXELS,
 ) -> InputImage:
-    """What ``load(admit)`` opens, prepared; large pictures one at a time, too large ones never."""
-    with ExitStack() as room:
-
-        def admit(size: tuple[int, int]) -> None:
-            pixels = size[0] * size[1]
-            if pixels > MOST_PIXELS:
-                raise UnreadableImage(
-                    f"its {size[0]}×{size[1]} pixels are more than the {MOST_PIXELS} that are "
-                    "decoded; make it smaller"
-                )
-            if pixels > MANY_PIXELS:
-                room.enter_context(_one_large)
-
+    """What ``load`` opens, prepared; large pictures one at a time, too large ones never."""
+    remarks: list[str] = []
+    with admission(most) as admit:
         try:
-            image = load(admit)
+            image = load(admit, remarks.append)
             resized = preprocessing.resizes(image.size)
-            return InputImage(preprocessing.apply(image), resized, size=image.size)
+            pixels = preprocessing.apply(image)
+            return InputImage(pixels, resized, size=image.size, remarks=tuple(remarks))
         # Pillow's decoders raise whatever their formats make of broken bytes.
         except Exception as error:
             return InputImage(None, error=_reason(error))

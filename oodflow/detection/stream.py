@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from oodflow.data.image_files import image_suffixes, printable
+from oodflow.data.account import Account
+from oodflow.data.image_files import printable
 from oodflow.detection.detector import Detector
 from oodflow.detection.inputs import InputImage, from_file
 from oodflow.detection.preprocessing import Preprocessing
-from oodflow.errors import UserError
 
-__all__ = ["JudgedFiles", "image_files", "judged_files", "read_ahead"]
+__all__ = ["JudgedFiles", "judged_files", "read_ahead"]
 
 TOGETHER = 4096
 """Files whose rows come together: fewer at a time make scoring wait for reading more often."""
@@ -36,30 +36,11 @@ class JudgedFiles:
     """``file``, then the columns of :meth:`oodflow.detection.detector.Detector.judge`."""
     inputs: list[InputImage]
 
-
-def image_files(paths: Iterable[Path]) -> Iterator[Path]:
-    """The files among the paths as they are, and the image files below the folders.
-
-    One folder after another, each sorted by name, so that no more than one folder's names are held
-    at a time. Raises UserError for a path that does not exist, and a folder that cannot be listed,
-    as soon as it comes to it.
-    """
-    known = image_suffixes()
-
-    def fail(error: OSError) -> None:
-        raise UserError(f"{error.filename} cannot be listed: {error.strerror}") from error
-
-    for path in paths:
-        if path.is_dir():
-            for place, folders, names in os.walk(path, onerror=fail):
-                folders.sort()
-                for name in sorted(names):
-                    if os.path.splitext(name)[1].lower() in known:
-                        yield Path(place, name)
-        elif path.exists():
-            yield path
-        else:
-            raise UserError(f"no file or folder at {path}")
+    def count_remarks(self, account: Account) -> None:
+        """Enter what there is to say of the images."""
+        for name, each in zip(self.rows["file"], self.inputs, strict=True):
+            for kind in each.remarks:
+                account.remark(kind, name)
 
 
 def judged_files(

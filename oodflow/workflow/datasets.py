@@ -81,9 +81,15 @@ def prepare_command(options: PrepareOptions) -> None:
     for fold in FOLDS:
         if getattr(facts, f"{fold}_size") and fold not in ready.folds:
             console.say(f"{name} {fold}: not among the files, so the other fold serves alone")
+    _say_notes(ready)
     if ready.skipped:
         console.say(f"{ready.skipped} images could not be read and were left out")
     console.say(f"kept in {ready.folder}")
+
+
+def _say_notes(ready: Prepared) -> None:
+    for note in ready.notes:
+        console.say(f"{ready.facts.name}: {note}")
 
 
 def check_command(options: CheckOptions) -> None:
@@ -93,6 +99,7 @@ def check_command(options: CheckOptions) -> None:
     for fold in ready.folds:
         table.add_row(*_checked(ready, fold))
     console.show(table)
+    _say_notes(ready)
     file = Path(options.out) if options.out else Path(f"{ready.facts.slug}-contact-sheet.png")
     try:
         contact_sheet(ready).save(file)

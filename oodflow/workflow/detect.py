@@ -91,6 +91,8 @@ def _show(found: Detections, which: str) -> None:
         )
     if tally.resized:
         console.say(f"{tally.resized} images were resized to 32×32, which can itself be anomalous")
+    for line in found.account.lines():
+        console.say(line)
     if tally.errors:
         console.error(f"{tally.errors} of {tally.files} files could not be read; {which}")
 

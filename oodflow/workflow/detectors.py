@@ -12,6 +12,7 @@ from rich.table import Table
 
 from oodflow import console
 from oodflow.data.catalog import lookup, slug_of
+from oodflow.data.folder import fold_folders
 from oodflow.detection.calibration import halves, refuse_training_images
 from oodflow.detection.conformal import flagged_interval, smallest_alpha
 from oodflow.detection.detector import Detector, DetectorModel, calibrated, roles_of
@@ -29,7 +30,7 @@ from oodflow.tracking.servable import downloaded, log_model, set_alias
 from oodflow.tracking.store import Store
 from oodflow.workflow.choose import in_distribution_runs
 from oodflow.workflow.evaluate import contrasts
-from oodflow.workflow.evaluation_run import outlier_datasets
+from oodflow.workflow.evaluation_run import outlier_datasets, say_if_changed
 from oodflow.workflow.session import Session, check_same_shape, dataset_use, open_session
 
 __all__ = ["ALPHAS", "BuiltDetector", "build", "command", "load_detector", "load_folder"]
@@ -86,6 +87,7 @@ def build(session: Session, options: DetectorOptions) -> BuiltDetector:
     if not len(second):
         raise UserError(f"{name} has {len(images.pixels)} images; calibration needs at least 2")
     if session.present(dataset):
+        say_if_changed(session, session.model(run))
         training = session.images(dataset, "train")
         refuse_training_images(images.pixels, training.pixels, f"{dataset} (run {run.run_id})")
     else:
@@ -229,7 +231,7 @@ def _calibration_fold(dataset: str, given: str) -> tuple[str, str]:
     folder, how = Path(facts.where), preprocessing_of(dataset)
     # Images that are resized otherwise than those of the dataset would be no inliers.
     options = {name: str(size) for name in ("resize", "crop") if (size := getattr(how, name))}
-    if not ((folder / "train").is_dir() and (folder / "test").is_dir()):
+    if not (folder.is_dir() and fold_folders(folder)):
         # All of the folder is for this: none of it was trained on.
         options["test"] = "1"
     return lookup(f"folder:{folder}?{urlencode({**options, **facts.options})}").name, "test"

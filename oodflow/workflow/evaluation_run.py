@@ -35,6 +35,7 @@ __all__ = [
     "describe_run",
     "evaluate_run",
     "outlier_datasets",
+    "say_if_changed",
     "score_table",
 ]
 
@@ -144,6 +145,7 @@ def evaluate_run(
     for a general model its BPD alone.
     """
     dataset = _dataset_of(run)
+    say_if_changed(session, session.model(run))
     own = score_table(session, run, dataset, limit)
     loaded = session.model(run)
     metrics = _own_metrics(loaded, dataset, own)
@@ -175,6 +177,7 @@ def compare_run(
     general model's log p alone. Metrics of training-fold inliers begin with ``train_fold/``.
     """
     dataset = _dataset_of(run)
+    say_if_changed(session, session.model(run))
     scores = detection_scores(session, run, general, None, ood, limit, inlier_fold)
     for name in scores:
         fold = inlier_fold if name == dataset else "test"
@@ -191,6 +194,18 @@ def _plugins(scores: Iterable[str]) -> dict[str, str]:
     """``plugin.score.<name>`` of the scores that packages registered."""
     origins = {f"plugin.score.{name}": SCORES.origin(name) for name in scores}
     return {tag: origin for tag, origin in origins.items() if origin}
+
+
+def say_if_changed(session: Session, loaded: LoadedModel) -> None:
+    """Say so where a model's dataset has other images now than those that it was trained on."""
+    data = loaded.experiment.data
+    folds = session.described(data.dataset).folds
+    if data.digest and "train" in folds and folds["train"].digest != data.digest:
+        console.say(
+            f"{loaded.run.name} was trained on other images than {data.dataset} has now (training "
+            f"fold {data.digest}, now {folds['train'].digest}): test images may be among those "
+            "that it has seen; train again to be sure"
+        )
 
 
 def _dataset_of(run: RunInfo) -> str:

@@ -10,7 +10,9 @@ import pandas as pd
 import torch
 
 from oodflow import console
-from oodflow.data.image_files import find_images, printable
+from oodflow.data.account import Account
+from oodflow.data.archives import find_images
+from oodflow.data.image_files import printable
 from oodflow.detection.preprocessing import Preprocessing, remembered
 from oodflow.detection.stream import read_ahead
 from oodflow.errors import UserError
@@ -38,11 +40,12 @@ def command(options: ScoreOptions) -> int:
     place = available_device(options.device)
     with _checkpoint(options.run) as file:
         model, experiment, _ = load_model(file)
-    files = find_images([Path(path) for path in options.paths])
+    account = Account()
+    files = list(find_images([Path(path) for path in options.paths], account))
     # A folder has images of any size, so it is known what becomes of them.
     resize = options.resize or experiment.data.dataset.startswith("folder:")
     model = model.to(place).eval()
-    table, unreadable = score_files(model, remembered(experiment), files, resize, place)
+    table, unreadable = score_files(model, remembered(experiment), files, resize, place, account)
     if len(table):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +53,8 @@ def command(options: ScoreOptions) -> int:
         except OSError as error:
             raise UserError(f"cannot write {target}: {error.strerror}") from error
         console.say(f"{len(table)} images scored: {target}")
+    for line in account.lines():
+        console.say(line)
     for name, problem in unreadable.items():
         console.error(f"{name} cannot be read: {problem}")
     return 1 if unreadable else 0
@@ -61,6 +66,7 @@ def score_files(
     files: Sequence[Path],
     resize: bool,
     device: torch.device,
+    account: Account,
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """One row per image: file, log_prob (nats), scale1 …, last_scale, bpd; and what was unreadable.
 
@@ -74,11 +80,13 @@ def score_files(
     with console.progress("reading", len(files)) as advance:
         for batch, inputs in read_ahead(iter(files), preprocessing):
             for file, each in zip(batch, inputs, strict=True):
+                for kind in each.remarks:
+                    account.remark(kind, printable(file))
                 if each.pixels is None:
                     unreadable[printable(file)] = each.error
                 elif not resize and not preprocessing.covers(each.size):
                     raise UserError(
-                        f"{file} is {each.size[0]}×{each.size[1]}, the model scores "
+                        f"{printable(file)} is {each.size[0]}×{each.size[1]}, the model scores "
                         f"{shape[2]}×{shape[1]}; use --resize"
                     )
                 else:

@@ -106,9 +106,22 @@ class Session:
 
 
 def described(name: str, data_dir: Path) -> Prepared:
-    """A dataset's facts once it is prepared, which a bar shows where it has to be done."""
+    """A dataset's facts once it is prepared, which a bar shows where it has to be done.
+
+    What was left out is said then.
+    """
+    steps = []
     with console.progress(f"preparing {name}", 0) as advance:
-        return describe(name, data_dir, lambda done, total: advance(done, total=total))
+
+        def on_progress(done: int, total: int) -> None:
+            steps.append(done)
+            advance(done, total=total)
+
+        ready = describe(name, data_dir, on_progress)
+    if steps:
+        for note in ready.notes:
+            console.say(f"{name}: {note}")
+    return ready
 
 
 def dataset_use(session: Session, name: str, fold: str, context: str) -> runs.DatasetUse:

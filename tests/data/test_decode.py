@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oodflow.data.archives import Shelf
+from oodflow.data.account import Account
+from oodflow.data.archives import Shelf, find_images
 from oodflow.data.decode import decode, pieces
-from oodflow.data.image_files import UnreadableImage, find_images
+from oodflow.data.image_files import UnreadableImage
 from oodflow.data.source import Request
 from oodflow.errors import UserError
 
@@ -176,7 +177,7 @@ def test_endings_that_pillow_only_writes_are_no_images(tmp_path):
     for name in ("a.png", "b.png"):
         Image.fromarray(noise(32, 32)).save(tmp_path / name)
     (tmp_path / "notes.pdf").write_bytes(b"Pillow writes these and does not read them")
-    assert [path.name for path in find_images([tmp_path])] == ["a.png", "b.png"]
+    assert [path.name for path in find_images([tmp_path], Account())] == ["a.png", "b.png"]
 
 
 def test_pieces_keep_the_order_over_their_ends_and_leave_out_what_is_broken(monkeypatch):

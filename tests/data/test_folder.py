@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oodflow.data.folder import listing, read
+from oodflow.data.folder import _split, listing, read, stamp
 from oodflow.data.source import Request
 from oodflow.errors import UserError
 
@@ -60,7 +60,8 @@ def test_a_flat_folder_has_no_labels(tmp_path):
     put(tmp_path, *(f"{i:02}.png" for i in range(10)))
     raw = read(ask(tmp_path))
     assert raw.classes == ()
-    assert {name: fold.total for name, fold in raw.folds.items()} == {"train": 8, "test": 2}
+    assert list(raw.folds) == ["train", "test"]
+    assert sum(fold.total for fold in raw.folds.values()) == 10
     train, labels = content(raw, "train")
     assert labels is None and train == sorted(train)
 
@@ -68,15 +69,37 @@ def test_a_flat_folder_has_no_labels(tmp_path):
 def test_the_split_follows_the_sums_of_the_paths(tmp_path):
     names = [f"{kind}/{i}.png" for kind in "ab" for i in range(10)]
     put(tmp_path, *names)
-    ranked = sorted(range(20), key=lambda i: hashlib.sha256(names[i].encode()).hexdigest())
-    for share, count in (("0.2", 4), ("0.28", 6), ("0.001", 1), ("0.5", 10)):
-        raw = read(ask(tmp_path, test=share))
-        assert content(raw, "test")[0] == sorted(ranked[:count])
-        assert content(raw, "train")[0] == sorted(ranked[count:])
-    assert content(read(ask(tmp_path)), "test")[0] == sorted(ranked[:4])
-    # A further image moves no other from training to test or back, but for the one at the edge.
-    put(tmp_path, "c/new.png")
-    assert len(set(content(read(ask(tmp_path)), "train")[0]) ^ set(ranked[4:])) <= 2
+    # The first four hexadecimal digits are enough to tell these apart from the shares.
+    place = [int(hashlib.sha256(name.encode()).hexdigest()[:4], 16) / 16**4 for name in names]
+    for share in (0.2, 0.28, 0.5, 0.9):
+        raw = read(ask(tmp_path, test=str(share)))
+        assert content(raw, "test")[0] == [i for i in range(20) if place[i] < share]
+        assert content(raw, "train")[0] == [i for i in range(20) if place[i] >= share]
+    # Of so few images none falls below: the lowest is taken.
+    assert content(read(ask(tmp_path, test="0.001")), "test")[0] == [place.index(min(place))]
+    assert list(read(ask(tmp_path, test="1")).folds) == ["test"]
+
+
+def test_images_that_are_added_move_none_from_training_to_test(tmp_path):
+    rng = np.random.default_rng(2)
+    for trial in range(30):
+        folder = tmp_path / str(trial)
+        names = [f"{rng.integers(10**9)}.png" for _ in range(12)]
+        for name in names:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).touch()
+        trained: set[str] = set()
+        for count in (1, 4, 12):
+            for name in names[count:]:
+                (folder / name).unlink(missing_ok=True)
+            for name in names[:count]:
+                (folder / name).touch()
+            folds = _split(tuple(sorted(name for name, *_ in listing(folder))), 0.2)
+            assert not trained & set(folds["test"])
+            trained |= set(folds.get("train", ()))
+    # In the long run the share is what was asked for.
+    many = tuple(f"{i}.png" for i in range(20_000))
+    assert abs(len(_split(many, 0.2)["test"]) - 4000) < 4 * (20_000 * 0.2 * 0.8) ** 0.5
 
 
 def test_a_single_image_is_the_test_fold(tmp_path):
@@ -94,6 +117,46 @@ def test_folders_train_and_test_are_the_folds(tmp_path):
     refused(tmp_path, "test=0.5 cannot split; leave it out", test="0.5")
     put(tmp_path, "test/c/1.png")
     refused(tmp_path, "/test/c is a class without images in .*/train; add or remove it")
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("Train", "TEST"), ("train", "val"), ("training", "Valid")]
+)
+def test_folds_in_any_capitals_and_val_in_place_of_test(tmp_path, train, test):
+    put(tmp_path, f"{test}/b/1.png", f"{train}/a/1.png", f"{train}/b/1.png", "notes/x.png")
+    request = ask(tmp_path)
+    raw = read(request)
+    assert raw.classes == ("a", "b")
+    assert content(raw, "train") == ([1, 2], [0, 1]) and content(raw, "test") == ([0], [1])
+    assert request.account.left_out == {"beside the folders of the folds": 1}
+
+
+def test_with_test_and_val_the_test_fold_is_test(tmp_path):
+    put(tmp_path, "test/1.png", "train/1.png", "val/1.png", "val/2.png")
+    request = ask(tmp_path)
+    assert content(read(request), "test") == ([0], None)
+    assert request.account.left_out == {"beside the folders of the folds": 2}
+
+
+def test_folders_of_folds_that_cannot_be_meant_are_refused(tmp_path):
+    put(tmp_path / "a", "train/1.png", "Train/1.png", "test/1.png")
+    refused(tmp_path / "a", "folders Train and train, which name the same fold")
+    put(tmp_path / "b", "train/cat/1.png")
+    refused(tmp_path / "b", "a folder train and none for the other fold.*give folder:.*/train")
+    put(tmp_path / "c", "val/1.png", "test/1.png")
+    refused(tmp_path / "c", "none for the other fold")
+    # A train is a vehicle, too.
+    put(tmp_path / "d", "train/1.png", "bus/1.png")
+    assert read(ask(tmp_path / "d", test="1")).classes == ("bus", "train")
+
+
+def test_a_folder_prepared_before_val_was_a_fold_is_made_again(tmp_path):
+    """Its stamp is another one; that of a folder with the same listing and other names is not."""
+    put(tmp_path, "train/1.png", "val/1.png")
+    listed = hashlib.sha256(repr(listing(tmp_path)).encode()).hexdigest()[:16]
+    assert stamp(tmp_path) != listed
+    (tmp_path / "val").rename(tmp_path / "test")
+    assert stamp(tmp_path) == hashlib.sha256(repr(listing(tmp_path)).encode()).hexdigest()[:16]
 
 
 def test_folds_may_be_flat_but_alike(tmp_path):

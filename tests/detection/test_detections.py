@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from oodflow.data.account import Account
+from oodflow.data.archives import find_images
 from oodflow.detection import detections, stream
 from oodflow.detection.conformal import benjamini_hochberg, folder_p_value
 from oodflow.detection.detections import detect, empty_tally
-from oodflow.detection.stream import image_files, judged_files
+from oodflow.detection.stream import judged_files
 from oodflow.errors import ResourceError, UserError
 
 
@@ -93,7 +95,7 @@ def test_the_most_anomalous_are_kept_in_order(detector, folder, tmp_path):
 def test_the_counts_are_those_of_all_rows(detector, folder):
     tally = empty_tally(250)
     frames = []
-    for judged in judged_files(detector, image_files([folder]), 0.1):
+    for judged in judged_files(detector, find_images([folder], Account()), 0.1):
         tally = tally.plus(judged.rows)
         frames.append(judged.rows)
     rows = pd.concat(frames)
@@ -111,7 +113,7 @@ def test_more_anomalies_than_inliers_give_are_noticed(detector, shapes, tmp_path
 
 
 def test_no_row_is_lost_whatever_the_number_of_files(detector, folder):
-    files = list(image_files([folder]))
+    files = list(find_images([folder], Account()))
     for count in (1, 31, 32, 33, 255, 256, 257, 262):
         done = []
         rows = [j.rows for j in judged_files(detector, files[:count], None, done.append)]
@@ -122,7 +124,7 @@ def test_no_row_is_lost_whatever_the_number_of_files(detector, folder):
 
 def test_files_are_read_ahead_but_not_far(detector, folder):
     """What is read before the first batch is decided does not grow with the number of files."""
-    files = list(image_files([folder])) * 20
+    files = list(find_images([folder], Account())) * 20
     asked = []
 
     def watched():
@@ -137,7 +139,7 @@ def test_files_are_read_ahead_but_not_far(detector, folder):
 
 def test_memory_does_not_grow_with_the_files(detector, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(detections, "ROWS_AT_ONCE", 256)
-    files = [file for file in image_files([folder]) if file.name < "0128"]
+    files = [file for file in find_images([folder], Account()) if file.name < "0128"]
     detect(detector, files, keep=5, out=tmp_path / "warm.csv")
     peaks = []
     for repeats in (8, 24):
