@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -48,9 +49,17 @@ def _console(stderr: bool = False) -> Any:
     from rich.console import Console
 
     console = Console(stderr=stderr, emoji=False)
-    if not console.is_terminal:
+    if not _watched(console):
         console.width = WIDTH_WITHOUT_TERMINAL
     return console
+
+
+def _watched(console: Any) -> bool:
+    """Whether somebody watches while it works: in a terminal, or in a notebook that can draw.
+
+    rich draws in a notebook by a widget of ipywidgets, and only warns where it is not there.
+    """
+    return console.is_terminal or console.is_jupyter and find_spec("ipywidgets") is not None
 
 
 Board = Callable[..., None]
@@ -63,7 +72,7 @@ _listener: Listener | None = None
 
 @contextmanager
 def board() -> Iterator[Board]:
-    """Bars on stderr with rate and time left, one for each name; without a terminal none."""
+    """Bars on stderr with rate and time left, one for each name; none where nobody watches."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = _console(stderr=True)
@@ -75,7 +84,7 @@ def board() -> Iterator[Board]:
         TextColumn("left  {task.fields[note]}"),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not _watched(console),
     )
     with bars:
         known: dict[str, Any] = {}
@@ -111,8 +120,8 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[..., Non
     """A bar with rate and time left; yields ``advance(done, note, total)``.
 
     ``note`` makes the text behind the bar. It is called only when the bar is drawn, since a number
-    in it may have to come from the device. A total of 0 means that it is not known yet. Without a
-    terminal nothing is drawn, so that logs hold lines only.
+    in it may have to come from the device. A total of 0 means that it is not known yet. Where
+    nobody watches nothing is drawn, so that logs hold lines only.
     """
     if _listener:
         yield _throttled(_listener, total or None)
@@ -137,8 +146,8 @@ def _throttled(show: Listener, known: int | None, idle: bool = False) -> Callabl
 
 
 def _drawn() -> bool:
-    """Whether there is a terminal to draw bars on."""
-    return bool(_console(stderr=True).is_terminal)
+    """Whether there is something to draw bars on."""
+    return bool(_watched(_console(stderr=True)))
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,12 @@ class UserError(Exception):
     """Wrong input: one line names the problem, where it is, and the fix.
 
     The command line prints the line without a traceback and ends with its exit code.
+
+    >>> try:
+    ...     raise UserError("steps is 0; it must be a number above 0")
+    ... except UserError as error:
+    ...     print(error)
+    steps is 0; it must be a number above 0
     """
 
     exit_code = 2

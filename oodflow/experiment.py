@@ -46,6 +46,9 @@ class Model:
 
     ``classes`` above 0 makes a Glow class-conditional; ``mixtures`` are PixelCNN++'s components;
     ``patch`` is the side of TarFlow's patches in pixels, ``layers`` how many each block has.
+
+    >>> Model(channels=3, name="glow", depth=4, hidden=32).classes
+    0
     """
 
     channels: int
@@ -66,7 +69,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
-    """Training images: the dataset's training fold, by its name in the catalogue."""
+    """Training images: the dataset's training fold, by its name in the catalogue.
+
+    >>> Data("sketch-shapes", limit=0).dataset
+    'sketch-shapes'
+    """
 
     dataset: str
     limit: int
@@ -82,6 +89,9 @@ class Loss:
     """Outlier loss added to the negative log-likelihood (S4.4, S7.5); inert when none.
 
     The binary classifier (S9) has ``classifier`` here: the outliers are its other class.
+
+    >>> Loss("binary", "sketch-general", temperature=1000.0, outlier_weight=6000.0).margin
+    0.0
     """
 
     outlier_loss: str
@@ -100,7 +110,14 @@ class Loss:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """How the weights are found; ``steps`` are updates in total (S4.1)."""
+    """How the weights are found; ``steps`` are updates in total (S4.1).
+
+    >>> Optimisation(
+    ...     steps=100, batch_size=64, lr=2e-3, weight_decay=5e-5, warmup=50, report_every=50,
+    ...     precision="fp32",
+    ... ).steps
+    100
+    """
 
     steps: int
     batch_size: int
@@ -124,6 +141,14 @@ class Experiment:
     ``init`` is ``scratch``, or the hash of the experiment whose weights the training starts from.
     ``general`` is the hash of the experiment whose frozen model is the contrast in the outlier
     loss, or "".
+
+    >>> experiment = Experiment(
+    ...     Model(channels=3, name="glow", depth=4, hidden=32), Data("sketch-general", limit=0),
+    ...     Loss("none", "", 0.0, 0.0), Optimisation(500, 64, 4e-3, 5e-5, 50, 100, "fp32"),
+    ...     init="scratch", general="", seed=1,
+    ... )
+    >>> spec_hash(experiment)
+    '65c4953226615bd7'
     """
 
     model: Model
@@ -179,7 +204,19 @@ def from_dict(values: Mapping[str, Any]) -> Experiment:
 
 
 def spec_hash(experiment: Experiment) -> str:
-    """Canonical hash of an experiment: two runs with the same one are the same experiment."""
+    """Canonical hash of an experiment: two runs with the same one are the same experiment.
+
+    16 hexadecimal digits, the tag ``oodflow.spec`` of its run. Raises TypeError for what is no
+    experiment. Loss and data count with their digests, so other images give another hash.
+
+    >>> from dataclasses import replace
+    >>> one = Experiment(
+    ...     Model(3, "glow", 4, 32), Data("sketch-general", 0), Loss("none", "", 0.0, 0.0),
+    ...     Optimisation(500, 64, 4e-3, 5e-5, 50, 100, "fp32"), "scratch", "", seed=1,
+    ... )
+    >>> spec_hash(one) == spec_hash(replace(one)), spec_hash(one) == spec_hash(replace(one, seed=2))
+    (True, False)
+    """
     return json_hash(to_dict(experiment))
 
 

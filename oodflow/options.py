@@ -5,6 +5,8 @@ from the preset or the data; on the command line it is the word ``auto``.
 """
 
 import dataclasses
+import numbers
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from types import NoneType
@@ -52,6 +54,7 @@ __all__ = [
     "TuneOptions",
     "TunableNumber",
     "carried",
+    "checked",
     "options_of",
     "seed_list",
 ]
@@ -532,6 +535,37 @@ def carried(section: type[Section], source: Options, **own: Any) -> Section:
     names = {each.name for each in dataclasses.fields(section)}
     shared = {each.name: getattr(source, each.name) for each in dataclasses.fields(source)}
     return section(**{name: value for name, value in shared.items() if name in names} | own)
+
+
+KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+
+
+def checked(option: Option, value: Any) -> Any:
+    """The value of an option in its own type, from what Python or YAML have in its place.
+
+    Whole numbers stand for numbers, paths for texts, lists and ranges for seeds, and ``auto`` for
+    None where the option knows that word. Raises UserError for anything else.
+
+    >>> [steps] = [each for each in options_of(TrainOptions) if each.name == "steps"]
+    >>> checked(steps, 100), checked(steps, "auto")
+    (100, None)
+    """
+    if value is None and AUTO in option.words or isinstance(value, str) and value in option.words:
+        return None if value == AUTO else value
+    if option.kind is tuple:
+        several = isinstance(value, Iterable) and not isinstance(value, str)
+        return seed_list(",".join(map(str, value if several else [value])))
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    # Numbers of numpy are such ones; True is a whole number in Python, but not for people.
+    if option.kind is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    if option.kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not option.kind:
+        wanted = ", ".join((KINDS[option.kind], *option.words))
+        raise UserError(f"{option.name} is {value!r}; it takes {wanted}")
+    return value
 
 
 def seed_list(text: str) -> Seeds:

@@ -29,6 +29,9 @@ class Preset:
     """Settings of one model: the fields of its description, and how it is trained.
 
     Steps of 0 mean ``epochs`` passes, ``report_every`` 0 one pass.
+
+    >>> Preset(depth=1, hidden=4, batch_size=8, lr=1e-3, finetune_lr=1e-3).weight_decay
+    0.0
     """
 
     depth: int

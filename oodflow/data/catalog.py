@@ -34,7 +34,11 @@ FOLDS = ("train", "test")
 
 @dataclass(frozen=True)
 class Dataset:
-    """Facts about one dataset; images are 32×32 once loaded (S5)."""
+    """Facts about one dataset; images are 32×32 once loaded (S5).
+
+    >>> CATALOG["svhn"].classes, CATALOG["svhn"].flip
+    (10, False)
+    """
 
     name: str
     role: str

@@ -54,7 +54,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some consecutive images of a fold."""
+    """Some consecutive images of a fold, with their labels where there are any.
+
+    >>> len(Piece(np.zeros((5, 3, 32, 32), np.uint8)).pixels)
+    5
+    """
 
     pixels: NDArray[np.uint8]
     """N×C×32×32."""
@@ -66,7 +70,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold: how many images it has at most, and the images in their order."""
+    """One fold: how many images it has at most, and the images in their order.
+
+    >>> fold = Fold(5, lambda: iter([Piece(np.zeros((5, 3, 32, 32), np.uint8))]))
+    >>> sum(len(piece.pixels) for piece in fold.pieces())
+    5
+    """
 
     total: int
     pieces: Callable[[], Iterator[Piece]]
@@ -74,7 +83,11 @@ class Fold:
 
 @dataclass(frozen=True)
 class Raw:
-    """A dataset as its raw files define it."""
+    """A dataset as its raw files define it: what a source reads, fold by fold.
+
+    >>> Raw({"test": Fold(0, lambda: iter([]))}).classes
+    ()
+    """
 
     folds: Mapping[str, Fold]
     """``train`` and ``test``, or ``test`` alone for a set that only serves as outliers."""

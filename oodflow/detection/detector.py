@@ -15,11 +15,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from oodflow.commands import resolve
 from oodflow.detection.calibration import Calibration
 from oodflow.detection.conformal import allowed_rank
-from oodflow.detection.inputs import InputImage, from_anything
+from oodflow.detection.inputs import InputImage, all_pixels, from_anything
 from oodflow.detection.preprocessing import Preprocessing
 from oodflow.detection.sealed import FACTS_FILE, seal, verified
 from oodflow.errors import UserError
@@ -92,7 +93,15 @@ class Detector:
 
     ``models`` has one for each of :func:`roles_of` its score, on ``device``. Images are uint8
     N×C×32×32 where nothing else is said, prepared as ``preprocessing`` says. Raises UserError where
-    the parts do not fit each other.
+    the parts do not fit each other. p-values as in arXiv:2104.08279.
+
+    >>> from oodflow.models.compressor import Compressor
+    >>> png = {"in_distribution": DetectorModel(Compressor(1, "png"), None, "")}
+    >>> flat = np.tile(np.arange(9, dtype=np.uint8)[:, None, None, None], (1, 1, 32, 32))
+    >>> detector = calibrated("raw", "mnist", Preprocessing(1), png, flat, {})
+    >>> noise = np.random.default_rng(0).integers(0, 256, (1, 32, 32), np.uint8)
+    >>> detector.decide([flat[0], noise], alpha=0.1).tolist()
+    [False, True]
     """
 
     score: str
@@ -111,6 +120,24 @@ class Detector:
                 f"a detector of these models is calibrated by {', '.join(expected)}, but the "
                 f"calibration holds {', '.join(self.calibration.table.columns)}"
             )
+
+    @classmethod
+    def fit(cls, images: ArrayLike, score: str = "auto", **options: Any) -> "Detector":
+        """A detector of one's own images: a finetuned model, calibrated by images held out of it.
+
+        ``images`` are uint8 N×H×W, N×H×W×C or N×C×H×W, made 32×32; a fifth of them is not trained
+        on and calibrates. ``options`` are those of :func:`oodflow.finetune`, which starts from the
+        newest general model in the store. The score is ``diff`` unless another is named; p-values
+        are conformal (arXiv:2104.08279). Model and detector are registered runs.
+
+        Raises UserError for an array of another kind, and where there is no general model, with the
+        command that makes one.
+
+        >>> Detector.fit(np.zeros((9, 32, 32)))
+        Traceback (most recent call last):
+        oodflow.errors.UserError: images are an array of float64, 9×32×32; give uint8 ...
+        """
+        return resolve("fit detector")(images, score, **options)
 
     def measure(
         self, images: NDArray[np.uint8], on_progress: Callable[[int], None] | None = None
@@ -173,19 +200,7 @@ class Detector:
         An array or tensor N×C×H×W or N×H×W×C is N images; uint8 N×C×32×32 stays as it is. Raises
         UserError for the first one that cannot be read; :meth:`judge` gives it a row instead.
         """
-        shape = (self.preprocessing.channels, 32, 32)
-        if (
-            isinstance(images, np.ndarray)
-            and images.dtype == np.uint8
-            and images.shape[1:] == shape
-        ):
-            return images
-        ready = []
-        for i, each in enumerate(self.read(images)):
-            if each.pixels is None:
-                raise UserError(f"image {i} cannot be read: {each.error}; leave it out")
-            ready.append(each.pixels)
-        return np.stack(ready) if ready else np.zeros((0, *shape), np.uint8)
+        return all_pixels(images, self.preprocessing)
 
     def judge(
         self, inputs: Sequence[InputImage], alpha: float | None = DEFAULT_ALPHA

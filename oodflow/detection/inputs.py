@@ -7,7 +7,7 @@ its neighbours are scored.
 import base64
 import binascii
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -19,10 +19,12 @@ from PIL import Image
 from oodflow.data.decode import SIDE
 from oodflow.data.image_files import MOST_PIXELS, Admit, admission, flattened, open_image
 from oodflow.detection.preprocessing import Preprocessing
+from oodflow.errors import UserError
 
 __all__ = [
     "MOST_SENT_PIXELS",
     "InputImage",
+    "all_pixels",
     "from_anything",
     "from_array",
     "from_base64",
@@ -124,6 +126,27 @@ def from_anything(item: object, preprocessing: Preprocessing) -> InputImage:
     if hasattr(item, "__array__"):
         return from_array(np.asarray(item), preprocessing)
     return InputImage(None, error=f"{type(item).__name__} is no image; give a path, bytes or array")
+
+
+def all_pixels(images: Iterable[object], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Images of all kinds as uint8 N×C×32×32.
+
+    An array or tensor N×C×H×W or N×H×W×C is N images; uint8 N×C×32×32 stays as it is. Raises
+    UserError for the first one that cannot be read.
+
+    >>> all_pixels(np.zeros((5, 40, 40), np.uint8), Preprocessing(1)).shape
+    (5, 1, 32, 32)
+    """
+    shape = (preprocessing.channels, SIDE, SIDE)
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == shape:
+        return images
+    ready = []
+    for i, each in enumerate(images):
+        image = from_anything(each, preprocessing)
+        if image.pixels is None:
+            raise UserError(f"image {i} cannot be read: {image.error}; leave it out")
+        ready.append(image.pixels)
+    return np.stack(ready) if ready else np.zeros((0, *shape), np.uint8)
 
 
 def _decoded(

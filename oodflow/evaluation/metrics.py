@@ -55,7 +55,8 @@ def _labelled(inliers: ArrayLike, outliers: ArrayLike) -> tuple[np.ndarray, np.n
 def auroc(inliers: ArrayLike, outliers: ArrayLike) -> float:
     """P(in-distribution score > outlier score) + P(equal) / 2.
 
-    Raises UserError, as all metrics do, if a side is empty or holds a non-finite score.
+    A fraction, of two lists of scores (shape N and M). Raises UserError, as all metrics do,
+    if a side is empty or holds a non-finite score.
 
     >>> auroc([1.0, 3.0], [0.0, 1.0])
     0.875
@@ -66,6 +67,8 @@ def auroc(inliers: ArrayLike, outliers: ArrayLike) -> float:
 def aupr(inliers: ArrayLike, outliers: ArrayLike) -> float:
     """Average precision Σ_n (R_n − R_{n−1}) P_n over the thresholds, in-distribution positive.
 
+    A fraction, of two lists of scores (shape N and M). Raises UserError as :func:`auroc` does.
+
     >>> round(aupr([3.0, 1.0], [2.0]), 4)
     0.8333
     """
@@ -75,7 +78,8 @@ def aupr(inliers: ArrayLike, outliers: ArrayLike) -> float:
 def fpr95(inliers: ArrayLike, outliers: ArrayLike) -> float:
     """Share of outliers accepted at the highest threshold that accepts 95 % of the inliers.
 
-    A score equal to the threshold is accepted; there is no interpolation between thresholds.
+    A score equal to the threshold is accepted; there is no interpolation between thresholds. A
+    fraction, of two lists of scores (shape N and M). Raises UserError as :func:`auroc` does.
 
     >>> fpr95([5.0, 4.0], [4.5, 3.0])
     0.5

@@ -134,8 +134,9 @@ def compute_scores(
     of the contrasting models on the same images, ``others`` further ones by their names in
     :class:`ScoreTables`. Of ``names`` those are computed that the tables allow, without it all.
     Non-finite likelihoods become :data:`CLIP` before any difference, so a difference is always
-    finite. Raises UserError if the tables belong to different images. A plug-in's score that cannot
-    be computed is left out, with a line on stderr; where ``names`` has it, it is a UserError.
+    finite. All are in nats. Raises UserError if the tables belong to different images. A plug-in's
+    score that cannot be computed is left out, with a line on stderr; where ``names`` has it, it is
+    a UserError.
 
     >>> both = {"index": [0, 1], "label": [3, 5]}
     >>> table = pd.DataFrame(both | {"log_prob": [-7.0, -np.inf]})

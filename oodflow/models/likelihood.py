@@ -25,6 +25,14 @@ class LikelihoodModel(nn.Module):
     contributions c_1 … c_S to log p(x) of the model's S scales, N×S, in nats over the 256 levels
     (Eq. 3 of the paper); a model without scales returns N×1. Models of discrete pixels ignore the
     noise. Non-finite values are returned as they are: losses drop them, scores replace them.
+
+    >>> class Uniform(LikelihoodModel):
+    ...     image_shape, scales = (3, 32, 32), 1
+    ...     def forward(self, images, noise):
+    ...         return torch.full((len(images), 1), -3072 * math.log(256))
+    >>> images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    >>> bits_per_dimension(Uniform().log_prob(images), (3, 32, 32)).tolist()
+    [8.0, 8.0]
     """
 
     image_shape: tuple[int, int, int]
@@ -73,6 +81,8 @@ class LikelihoodModel(nn.Module):
 
 def bits_per_dimension(log_prob: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
     """−log p(x) / (D ln 2) with D = C·H·W; a uniform model of 8-bit pixels has 8.
+
+    ``log_prob`` is in nats, of any shape. Raises ZeroDivisionError for images without pixels.
 
     >>> uniform = torch.tensor([-3072 * math.log(256)])
     >>> bits_per_dimension(uniform, (3, 32, 32)).round(decimals=4).tolist()

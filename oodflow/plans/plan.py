@@ -37,7 +37,7 @@ import yaml
 from oodflow.data.catalog import lookup
 from oodflow.entry_points import ENTRY_POINTS
 from oodflow.errors import UserError, unknown_name
-from oodflow.options import AUTO, Option, options_of
+from oodflow.options import AUTO, Option, checked, options_of
 
 __all__ = ["RUN_OPTIONS", "RunPlan", "Step", "built_in", "options_in_plans", "read_plan"]
 
@@ -62,8 +62,6 @@ DATASETS = ("dataset", "outlier_dataset", "ood")
 
 PLAN_KEYS = ("title", "seeds", "values", "with", "steps")
 STEP_KEYS = ("name", "entry_point", "with", "each", "from", "seeds")
-
-KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -243,15 +241,9 @@ def _value(where: str, option: Option, value: Any, values: Mapping[str, Any]) ->
             raise UserError(f"{where}: {unknown_name('value', value, [f'${v}' for v in values])}")
         _value(where, option, values[value[1:]], {})
         return value
-    if value in option.words and isinstance(value, str):
-        return None if value == AUTO else value
-    # YAML writes the number 6000 and the hash of an experiment knows 6000.0.
-    if option.kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not option.kind:
-        wanted = ", ".join((KINDS[option.kind], *option.words))
-        raise UserError(f"{where}: {option.name} is {value!r}; it takes {wanted}")
     try:
+        # YAML writes the number 6000 and the hash of an experiment knows 6000.0.
+        value = checked(option, value)
         if option.choices and value not in option.choices:
             raise unknown_name(option.name, str(value), filter(None, option.choices))
         if option.name in DATASETS and value != AUTO:

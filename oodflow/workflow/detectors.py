@@ -45,7 +45,14 @@ INHERITED = ("model", "dataset", "role", "setting", "outlier_loss", "init", "see
 
 @dataclass(frozen=True)
 class BuiltDetector:
-    """A detector, the run that measured it, and its version in the registry."""
+    """A detector, the run that measured it, and its version in the registry.
+
+    The run's metrics are fractions: ``false_positive_rate/<alpha>``,
+    ``detection_rate/<outliers>/<alpha>``.
+
+    >>> [*BuiltDetector.__annotations__]
+    ['detector', 'run', 'uri']
+    """
 
     detector: Detector
     run: RunInfo

@@ -7,23 +7,14 @@ from rich.table import Table
 from oodflow import console
 from oodflow.options import RunListOptions, ShowOptions
 from oodflow.tracking.database import find_locally
-from oodflow.tracking.run_info import tracking_uri
+from oodflow.tracking.run_info import RunInfo, tracking_uri
 
-__all__ = ["list_command", "show_command"]
+__all__ = ["list_command", "listed", "show_command"]
 
 
 def list_command(options: RunListOptions) -> None:
     """All runs that match the filters, the newest first."""
-    wanted = {"dataset": options.dataset, "kind": options.kind}
-    wanted["registered"] = "true" if options.registered else ""
-    tags = {name: value for name, value in wanted.items() if value}
-    uri, found = tracking_uri(), find_locally(tracking_uri(), tags)
-    if found is None:
-        # Imported where they are needed: mlflow takes longer than all the rest.
-        from oodflow.tracking import runs
-        from oodflow.tracking.store import open_store
-
-        found = runs.find(open_store(), tags)
+    found = listed(options)
     if not found:
         console.say("no runs; make some: oodflow main")
         return
@@ -43,7 +34,22 @@ def list_command(options: RunListOptions) -> None:
             f"{100 * max(best):.1f}" if best else "",
         )
     console.show(table)
-    console.say(f"{len(found)} runs at {uri}")
+    console.say(f"{len(found)} runs at {tracking_uri()}")
+
+
+def listed(options: RunListOptions) -> list[RunInfo]:
+    """The runs that match the filters, the newest first."""
+    wanted = {"dataset": options.dataset, "kind": options.kind}
+    wanted["registered"] = "true" if options.registered else ""
+    tags = {name: value for name, value in wanted.items() if value}
+    found = find_locally(tracking_uri(), tags)
+    if found is None:
+        # Imported where they are needed: mlflow takes longer than all the rest.
+        from oodflow.tracking import runs
+        from oodflow.tracking.store import open_store
+
+        found = runs.find(open_store(), tags)
+    return found
 
 
 def show_command(options: ShowOptions) -> None:

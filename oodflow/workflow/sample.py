@@ -3,8 +3,8 @@
 import math
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from oodflow import console
 from oodflow.errors import UserError
@@ -20,7 +20,8 @@ def command(options: SampleOptions) -> None:
     """Draw images, write their picture, and log it on the run."""
     out = Path(options.out)
     session = open_session(PlaceOptions(device=options.device))
-    picture = sample(session, options)
+    columns = min(8, math.ceil(math.sqrt(max(options.count, 1))))
+    picture = grid(sample(session, options), columns).numpy()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(out)
@@ -32,18 +33,17 @@ def command(options: SampleOptions) -> None:
     console.say(f"see it: {session.store.how_to_see(run.run_id)}")
 
 
-def sample(session: Session, options: SampleOptions) -> np.ndarray:
-    """The picture, uint8 H×W×3, of images that a function of model and seed draws.
+def sample(session: Session, options: SampleOptions) -> Tensor:
+    """Images that a function of model and seed draws, uint8 N×C×32×32.
 
     Raises UserError for a model that draws none.
     """
     loaded = session.model(runs.resolve(session.store, options.run))
     with console.progress("drawing", options.count) as advance:
-        images = draw_images(
+        return draw_images(
             loaded.model,
             options.count,
             options.seed,
             options.temperature,
             lambda done, total: advance(done),
         )
-    return grid(images, min(8, math.ceil(math.sqrt(options.count)))).numpy()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from oodflow import console
 from oodflow.data.account import Account
@@ -24,7 +25,7 @@ from oodflow.tracking.database import local_artifact
 from oodflow.tracking.run_info import tracking_uri
 from oodflow.training.checkpoint import MODEL_FILE, load_model
 
-__all__ = ["command", "score_files"]
+__all__ = ["command", "score_files", "score_pixels"]
 
 WRITERS: Mapping[str, Callable[[pd.DataFrame, Path], None]] = {
     ".csv": lambda table, path: table.to_csv(path, index=False),
@@ -95,16 +96,25 @@ def score_files(
             advance(len(names) + len(unreadable))
     if not pixels:
         return pd.DataFrame(), unreadable
-    images = torch.from_numpy(np.stack(pixels))
+    table = score_pixels(model, np.stack(pixels), device)
+    table.insert(0, "file", names)
+    return table, unreadable
+
+
+def score_pixels(
+    model: LikelihoodModel, pixels: NDArray[np.uint8], device: torch.device
+) -> pd.DataFrame:
+    """One row per image of uint8 N×C×H×W: log_prob (nats), scale1 …, last_scale, bpd."""
+    # torch takes no memory that it could not write to.
+    images = torch.from_numpy(np.require(pixels, None, ["C", "W"]))
     with console.progress("scoring", len(pixels)) as advance:
         scored = score_images(model, images, None, device=device, on_progress=advance)
     scales = [f"scale{i + 1}" for i in range(model.scales)]
     table = scored[["log_prob", *(name for name in scales if name in scored)]].copy()
-    table.insert(0, "file", names)
     if model.scales > 1:
         table["last_scale"] = table[scales[-1]]
-    table["bpd"] = -table["log_prob"] / (math.prod(shape) * math.log(2))
-    return table, unreadable
+    table["bpd"] = -table["log_prob"] / (math.prod(model.image_shape) * math.log(2))
+    return table
 
 
 @contextmanager
