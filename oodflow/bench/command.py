@@ -33,6 +33,8 @@ def _rows(found: Bench) -> Iterator[tuple[str, str]]:
     yield "device", f"{found.device}, {found.threads} threads"
     yield "batch", f"{found.batch_size}, outlier loss {found.loss}"
     yield f"an update, {update.form}", _speed(update)
+    if found.attention:
+        yield "attention", found.attention
     for phase in PHASES:
         yield phase, f"{100 * update.share[phase]:.1f} %"
     rate = f"{floor.gflop_per_second:.0f} GFLOP/s"

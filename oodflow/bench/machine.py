@@ -18,7 +18,15 @@ from torch.utils.flop_counter import (
 
 from oodflow.models.precision import precision_context
 
-__all__ = ["arithmetic", "bandwidth", "kept_bytes", "matmul_peak", "now", "peak_memory"]
+__all__ = [
+    "arithmetic",
+    "attention_kernel",
+    "bandwidth",
+    "kept_bytes",
+    "matmul_peak",
+    "now",
+    "peak_memory",
+]
 
 SIZES = {"cpu": 2048, "cuda": 8192}
 """Side of the matrices by which the peak is measured."""
@@ -27,6 +35,9 @@ COPIED = {"cpu": 2**28, "cuda": 2**30}
 """Bytes that are copied to measure the bandwidth: more than any cache holds."""
 
 REPEATS = 5
+
+ATTENTION = "_scaled_dot_product_"
+"""What the names of PyTorch's attention kernels begin with."""
 
 ATTENTION_ON_CPUS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
@@ -88,9 +99,30 @@ def arithmetic(work: Callable[[], object]) -> int:
     >>> arithmetic(lambda: F.conv2d(image, kernel)) == 2 * 64 * 3 * 5
     True
     """
+    return sum(_operations(work).values())
+
+
+def attention_kernel(work: Callable[[], object]) -> str:
+    """The kernel that PyTorch chooses here for the attention in some work; "" without attention.
+
+    >>> query, key, value = torch.zeros(3, 1, 1, 8, 16)
+    >>> attention_kernel(lambda: F.scaled_dot_product_attention(query, key, value))
+    'flash attention for cpu'
+    """
+    names = [name for name in _operations(work) if name.startswith(ATTENTION)]
+    return " and ".join(
+        name.removeprefix(ATTENTION).replace("_", " ").replace("efficient", "memory-efficient")
+        for name in names
+        if not name.endswith("backward")
+    )
+
+
+def _operations(work: Callable[[], object]) -> dict[str, int]:
+    """FLOP by the name of PyTorch's operation."""
     with FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPUS) as counter:
         work()
-    return counter.get_total_flops()
+    counted = counter.get_flop_counts().get("Global", {})
+    return {str(operation).removeprefix("aten."): flop for operation, flop in counted.items()}
 
 
 def kept_bytes(work: Callable[[], object], parameters: set[int]) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from oodflow import console
-from oodflow.bench.machine import arithmetic, bandwidth, matmul_peak
+from oodflow.bench.machine import arithmetic, attention_kernel, bandwidth, matmul_peak
 from oodflow.bench.timed_training import IMAGES, PHASES, TimedTraining
 from oodflow.errors import UserError
 from oodflow.experiment import COMPRESSORS, Experiment
@@ -87,6 +87,8 @@ class Bench:
     paper_epochs: int
     paper_hours: float
     """A training on CIFAR10 of the paper's length at this rate, without its evaluations."""
+    attention: str
+    """The kernel that PyTorch chose for the attention; "" for models without."""
     eager: Update | None
     speed_up: float | None
     """Time of the plain form over that of the update; the two were made in turns."""
@@ -130,6 +132,7 @@ def measure(chosen: BenchOptions) -> Bench:
         epoch_overhead=report_ms / (every * update.ms),
         paper_epochs=epochs,
         paper_hours=epochs * (IMAGES // batch_size) * update.ms / 3.6e6,
+        attention=attention_kernel(trainings[0].update),
         eager=others[0] if others else None,
         speed_up=others[0].ms / update.ms if others else None,
     )
@@ -142,12 +145,12 @@ def _experiment(chosen: BenchOptions) -> Experiment:
         raise UserError("wide-resnet has a loss of its own; leave loss out")
     if chosen.steps < 1:
         raise UserError(f"steps is {chosen.steps}; it must be at least 1")
-    # Two more updates than are timed, for the memory and for the arithmetic. Noise teaches nothing,
+    # Three more updates than are timed, for memory, arithmetic and kernels. Noise teaches nothing,
     # and weights that hardly change keep all updates alike.
     options = carried(
         FinetuneOptions,
         chosen,
-        steps=WARM_UP + chosen.steps + 2,
+        steps=WARM_UP + chosen.steps + 3,
         lr=1e-9,
         outlier_loss=chosen.loss,
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from oodflow.bench import machine, timed_training
-from oodflow.bench.machine import arithmetic, kept_bytes, matmul_peak, peak_memory
+from oodflow.bench.machine import arithmetic, attention_kernel, kept_bytes, matmul_peak, peak_memory
 from oodflow.bench.measurement import measure
 from oodflow.errors import UserError
 from oodflow.models.form import computed_as
@@ -274,3 +274,17 @@ def test_unknown_names_are_refused(blank, option: str) -> None:
     done = blank.oodflow("bench", f"--{option}", "glwo")
     assert done.code == 2
     assert f"--{option}" in done.err and "glwo" in done.err and done.err.count("\n") == 1
+
+
+def test_the_kernel_of_the_attention_is_the_one_that_a_profiler_sees() -> None:
+    query, key, value = torch.randn(3, 2, 1, 16, 64)
+
+    def attend() -> torch.Tensor:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+    with torch.profiler.profile() as profile:
+        attend()
+    seen = {each.key for each in profile.key_averages()}
+    kernel = attention_kernel(attend)
+    assert f"aten::_scaled_dot_product_{kernel.replace(' ', '_')}" in seen
+    assert attention_kernel(lambda: query @ key.mT) == ""
