@@ -94,7 +94,9 @@ class Dataset:
 
 
 RGB_GENERALS = ("tiny", "tiny300k", "imagenet32", "pictures", "sketch-general")
-GREY_GENERALS = tuple(f"{name}-grey" for name in RGB_GENERALS)
+GREY_GENERALS = tuple(f"{name}-grey" for name in RGB_GENERALS if name != "pictures")
+ENLARGED_GENERALS = (*GREY_GENERALS[:-1], "pictures-grey", GREY_GENERALS[-1])
+"""For images of 28×28 made 32×32: another resampling alone tells sets apart (arXiv 2405.11881)."""
 
 
 def _pictures(name: str, channels: int) -> Dataset:
@@ -169,7 +171,7 @@ def _published(
         train_size=sizes[0],
         test_size=sizes[1],
         flip=flip,
-        generals=RGB_GENERALS if channels == 3 else GREY_GENERALS,
+        generals=RGB_GENERALS if channels == 3 else ENLARGED_GENERALS,
         ood=ood,
         where=where,
         obtain=(
@@ -320,7 +322,7 @@ _ENTRIES = (
         train_size=0,
         test_size=5_000,
         flip=False,
-        generals=GREY_GENERALS,
+        generals=ENLARGED_GENERALS,
         ood=(),
         where="mnist_5k.csv.gz",
         obtain=(

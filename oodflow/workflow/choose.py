@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from oodflow.data.catalog import lookup
+from oodflow.data.catalog import data_folder, lookup
+from oodflow.data.images import present
 from oodflow.errors import UserError
 from oodflow.experiment import Model
 from oodflow.options import TUNED, FinetuneOptions
@@ -62,12 +63,14 @@ def general_of(store: Store, reference: str, dataset: str, model: Model, preset:
     """The general model to start or contrast with: a reference, or for ``auto`` the newest."""
     if reference != "auto":
         return runs.resolve(store, reference)
+    sets = general_sets(dataset)
+    there = (name for name in sets if present(name, data_folder("auto")))
     return _required(
         newest_general(store, dataset, model),
         f"of a general set with depth {model.depth}, width {model.hidden} and "
         f"{model.channels} channels",
         "train",
-        f"--dataset {general_sets(dataset)[-1]} --preset {preset}",
+        f"--dataset {next(there, sets[-1])} --preset {preset}",
         model,
     )
 

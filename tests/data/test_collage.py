@@ -174,12 +174,15 @@ def test_an_absent_package_is_named(share, tmp_path):
 
 
 def test_pictures_come_before_the_sketches_and_after_the_papers_sets():
-    for name in ("cifar10", "fashion-mnist", "mnist", "brats-t1"):
+    for name in ("cifar10", "fashion-mnist", "mnist", "mnist-5k", "brats-t1"):
         assert lookup(name).generals[-2:] == (
             agreeing("pictures", lookup(name).channels),
             agreeing("sketch-general", lookup(name).channels),
         )
     assert lookup("sketch-shapes").generals[0] == "sketch-general"
+    # These are made 32×32 from larger images.
+    for name in ("cifar10-grey", "folder:x?channels=1"):
+        assert "pictures-grey" not in lookup(name).generals
     assert CATALOG["pictures-grey"].source == "collage"
 
 
