@@ -17,6 +17,7 @@ __all__ = [
     "build_experiment",
     "classifier_loss",
     "loss_of",
+    "presets_of",
     "usual_loss",
 ]
 
@@ -141,10 +142,15 @@ def usual_loss(name: str, channels: int) -> tuple[float, float]:
     return temperature * share, weight * share
 
 
+def presets_of(model: str) -> Mapping[str, Preset]:
+    """The presets of a model family by name; UserError for an unknown family."""
+    if model not in MODELS:
+        raise MODELS.unknown(model)
+    return MODELS[model]
+
+
 def _preset(options: ModelOptions) -> Preset:
-    presets = MODELS.get(options.model)
-    if presets is None:
-        raise MODELS.unknown(options.model)
+    presets = presets_of(options.model)
     if options.preset not in presets:
         raise unknown_name(f"preset of {options.model}", options.preset, presets)
     return presets[options.preset]

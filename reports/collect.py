@@ -13,6 +13,7 @@ __all__ = [
     "auroc_frame",
     "bpd_frame",
     "comparison_frame",
+    "core_of",
     "correlation_frame",
     "folds_frame",
     "fourier_frame",
@@ -46,7 +47,7 @@ def auroc_frame(
         for run in registry.training
         if run.tags["role"] == "in_distribution"
         and (run.tags["init"], run.tags["model"], run.tags["family"]) == (start, model, family)
-        for core in (_core(run),)
+        for core in (core_of(run),)
         for ood, score, value, metric in _aurocs(run)
         if (ood not in core) == further
     ]
@@ -54,7 +55,7 @@ def auroc_frame(
     return _frame(rows, columns)
 
 
-def _core(run: RunInfo) -> set[str]:
+def core_of(run: RunInfo) -> set[str]:
     """The outlier datasets that a model's mean is over."""
     name = run.tags["catalogued"]
     if name not in CATALOG and "plugin.dataset" in run.tags:

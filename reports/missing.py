@@ -3,11 +3,14 @@
 import shlex
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, compress
 
 from oodflow.data.catalog import CATALOG, FAMILIES, data_folder, lookup
+from oodflow.presets import presets_of
 from oodflow.registration import MODELS
 from oodflow.tracking.registry import Registry
 from oodflow.tracking.run_info import RunInfo
+from reports.collect import core_of
 from reports.layouts import (
     ALL,
     KIND_NAMES,
@@ -17,11 +20,13 @@ from reports.layouts import (
     SETTING_NAMES,
     SHORT_LOSS_NAMES,
 )
-from reports.tables import Table
+from reports.tables import Cell, Entry, Table
 
 __all__ = ["missing_commands"]
 
-SEEDS = "1,2,3"
+SEEDS = ("1", "2", "3")
+EVALUATE = "oodflow evaluate"
+GENERAL = KIND_NAMES["general"]
 TRAININGS = {
     LOSS_NAMES[loss] + SETTING_NAMES[setting]: (loss, setting)
     for loss in LOSS_NAMES
@@ -41,7 +46,9 @@ ANALYSES = {"folds": "folds", "model-correlation": "correlation", "fourier": "fo
 
 @dataclass(frozen=True)
 class Gap:
-    """An empty cell: the table's kind, its families of datasets and models, row and column."""
+    """A cell that lacks numbers: the table's kind, its families of datasets and models, the row
+    and the column.
+    """
 
     kind: str
     family: str
@@ -54,29 +61,68 @@ class Gap:
 def missing_commands(tables: Mapping[str, Table], registry: Registry) -> list[str]:
     """Command lines, each once, in an order in which each finds what it builds on.
 
-    Absent datasets and general models come first, then plain models, the general models of Diff†,
-    other losses, and at last evaluations and analyses. Options are those of a run beside the gap;
-    where there is none, the quick preset for generated images and folders, else the paper's.
+    A gap is an empty cell, one with fewer seeds than others of its table, a row that is not there
+    though a registered model would have it, and a model without numbers. Absent datasets and
+    general models come first, then plain models, the general models of Diff†, other losses, and at
+    last evaluations and analyses. Options are those of a run beside the gap; where there is none,
+    the quick preset for generated images and folders, else the paper's.
     """
-    found: dict[str, int] = {}
+    found = {EVALUATE: 5} if any(map(_lacks_evaluation, registry.training)) else dict[str, int]()
     for name, table in tables.items():
-        for gap in _gaps(name, table, registry.families):
+        for gap in _gaps(name, table, registry):
             for stage, command in _filling(gap, registry):
                 found[command] = max(stage, found.get(command, stage))
     return sorted(found, key=lambda command: found[command])
 
 
-def _gaps(name: str, table: Table, families: Collection[str]) -> Iterator[Gap]:
-    """Cells of ours without a number; means fill themselves."""
-    kind, family, model = _parts(name, families)
-    for row in table.rows:
-        if MEAN in row.labels or ALL in row.labels:
+def _lacks_evaluation(run: RunInfo) -> bool:
+    """Whether a detector was never evaluated: one without outlier datasets has BPD alone."""
+    kinds = {metric.partition("/")[0] for metric in run.metrics}
+    wanted = {"auroc"} if core_of(run) else {"auroc", "bpd"}
+    return run.tags["role"] == "in_distribution" and not kinds & wanted
+
+
+def _gaps(name: str, table: Table, registry: Registry) -> Iterator[Gap]:
+    """Cells of ours that lack seeds, or all numbers; means fill themselves."""
+    kind, family, model = _parts(name, registry.families)
+    runs = (*registry.training, *registry.evaluations, *registry.analyses)
+    seed_by_run = {run.run_id: run.tags["seed"] for run in runs}
+
+    def seeds(cell: Entry | None) -> set[str]:
+        return {seed_by_run[each] for each in cell.run_ids} if isinstance(cell, Cell) else set()
+
+    # A general model has one seed, and a correlation those that both of its models have.
+    whole = [
+        kind != "model-correlation" and not any(title.endswith(GENERAL) for title in column)
+        for column in table.columns
+    ]
+    cells = {row.labels: row.cells for row in table.rows if not {MEAN, ALL} & {*row.labels}}
+    in_table = [seeds(cell) for row in cells.values() for cell in compress(row, whole)]
+    wanted = set[str]().union(*in_table)
+    empty = (None,) * len(table.columns)
+    for labels in dict.fromkeys((*cells, *_rows_of_models(kind, family, model, registry))):
+        for (group, column), cell, of_all in zip(
+            table.columns, cells.get(labels, empty), whole, strict=True
+        ):
+            filled = cell is not None and (not of_all or seeds(cell) >= wanted)
+            if not filled and column not in ("paper", "Δ"):
+                place = group.rsplit(": ", 1) if column == "ours" else (group, column)
+                yield Gap(kind, family, model, labels, *place)
+
+
+def _rows_of_models(
+    kind: str, family: str, model: str, registry: Registry
+) -> Iterator[tuple[str, ...]]:
+    """The rows that the registered models of a table have, once they are all evaluated."""
+    for run in registry.training:
+        tags = run.tags
+        detector = (tags["role"], tags["family"], tags["model"])
+        if detector != ("in_distribution", family, model):
             continue
-        for (group, column), cell in zip(table.columns, row.cells, strict=True):
-            if cell is None and column == "ours":
-                yield Gap(kind, family, model, row.labels, *group.rsplit(": ", 1))
-            elif cell is None and column not in ("paper", "Δ"):
-                yield Gap(kind, family, model, row.labels, group, column)
+        if kind == "bpd":
+            yield (tags["dataset"],)
+        elif kind == "detection":
+            yield from ((tags["dataset"], ood) for ood in sorted(core_of(run)))
 
 
 def _parts(name: str, families: Collection[str] = FAMILIES) -> tuple[str, str, str]:
@@ -105,12 +151,15 @@ def _filling(gap: Gap, registry: Registry) -> Iterator[tuple[int, str]]:
     for name in gap.labels:
         yield from _absent(name)
     if gap.model == "wide-resnet" or (gap.kind, gap.column) == ("bpd", KIND_NAMES["scratch"]):
-        yield from _training(registry, gap, "train", dataset, init="scratch")
+        needed = _training(registry, gap, "train", dataset, init="scratch")
     elif gap.kind == "bpd":
-        yield from _general(registry, gap, dataset)
-        yield from _training(registry, gap, "finetune", dataset)
+        needed = _general(registry, gap, dataset)
+        if gap.column != GENERAL:
+            needed = chain(needed, _training(registry, gap, "finetune", dataset))
     else:
-        yield from _detection(registry, gap, dataset)
+        needed = _detection(registry, gap, dataset)
+    # A training evaluates what it has made.
+    yield from list(needed) or [(5, EVALUATE)]
 
 
 def _detection(registry: Registry, gap: Gap, dataset: str) -> Iterator[tuple[int, str]]:
@@ -135,7 +184,7 @@ def _detection(registry: Registry, gap: Gap, dataset: str) -> Iterator[tuple[int
         setting=setting,
         stage=2 + 2 * (loss != "none"),
     )
-    yield 5, "oodflow evaluate"
+    yield 5, EVALUATE
 
 
 def _general_set(registry: Registry, gap: Gap, dataset: str) -> str:
@@ -167,7 +216,7 @@ def _absent(dataset: str) -> Iterator[tuple[int, str]]:
 def _general(registry: Registry, gap: Gap, dataset: str) -> Iterator[tuple[int, str]]:
     general = _general_set(registry, gap, dataset)
     yield from _absent(general)
-    yield from _training(registry, gap, "train", general, init="scratch", seeds="1", stage=1)
+    yield from _training(registry, gap, "train", general, init="scratch", stage=1)
 
 
 def _training(
@@ -180,16 +229,26 @@ def _training(
     loss: str = "none",
     setting: str = "unsupervised",
     outliers: str = "",
-    seeds: str = SEEDS,
     stage: int = 2,
 ) -> Iterator[tuple[int, str]]:
-    """The command of a training, unless there is one."""
+    """The command of a training for the seeds that it lacks, or none; a general model has one."""
     wanted = {"model": gap.model, "dataset": dataset, "setting": setting, "init": init}
     if gap.model != "wide-resnet":
         wanted["outlier_loss"] = loss
     if outliers:
         wanted["outlier_dataset"] = outliers
-    if any(wanted.items() <= run.tags.items() for run in registry.training):
+    there = {run.tags["seed"] for run in registry.training if wanted.items() <= run.tags.items()}
+    detectors = [
+        run.tags
+        for run in registry.training
+        if (run.tags["role"], run.tags["family"]) == ("in_distribution", gap.family)
+    ]
+    of_model = [tags for tags in detectors if tags["model"] == gap.model]
+    if stage == 1:
+        lacking = set() if there else {"1"}
+    else:
+        lacking = ({tags["seed"] for tags in of_model or detectors} or {*SEEDS}) - there
+    if not lacking:
         return
     beside = [
         run
@@ -200,14 +259,8 @@ def _training(
     options |= {"outlier-loss": loss} if loss != "none" else {}
     options |= {"outlier-dataset": outliers} if outliers else {}
     options |= {"supervised": "true"} if setting == "supervised" else {}
-    detectors = {
-        run.tags["seed"]
-        for run in registry.training
-        if (run.tags["role"], run.tags["family"]) == ("in_distribution", gap.family)
-    }
-    if stage > 1 and detectors:
-        seeds = ",".join(sorted(detectors, key=int))
     words = [f"--{name} {shlex.quote(value)}" for name, value in options.items()]
+    seeds = ",".join(sorted(lacking, key=int))
     yield stage, f"oodflow {command} {' '.join(words)} --seeds {seeds}"
 
 
@@ -216,7 +269,7 @@ def _settings(gap: Gap, command: str, init: str, beside: list[RunInfo]) -> dict[
     if not beside:
         return {"preset": "quick" if gap.family in ("sketch", "folder") else "paper"}
     model = next((run for run in beside if run.tags["kind"] == command), beside[0]).params
-    presets = MODELS[gap.model]
+    presets = presets_of(gap.model)
     published = "paper" in presets and model.get("model.depth") == str(presets["paper"].depth)
     name = "paper" if published else "quick"
     preset = presets[name]

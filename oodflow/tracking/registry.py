@@ -1,11 +1,11 @@
 """The runs that a report counts: registered, of one training with equal settings, one per seed."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from oodflow.data.catalog import CATALOG, FAMILIES, slug_of
 from oodflow.tracking import runs
+from oodflow.tracking.repetitions import choose_runs
 from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.store import Store
 
@@ -15,22 +15,7 @@ __all__ = [
     "is_plain",
     "read_registry",
     "seed_of",
-    "setting_of",
 ]
-
-IDENTITY = (
-    "model",
-    "dataset",
-    "role",
-    "setting",
-    "outlier_loss",
-    "outlier_dataset",
-    "init",
-)
-"""Tags that runs of one training have in common, whatever their seed."""
-
-SETTINGS = ("model.", "data.", "loss.", "optimisation.")
-"""Parameters that must agree for runs to be repetitions of each other."""
 
 CONTRASTS = {"diff": "general_run", "diff_outlier": "general_outlier_run"}
 """Score → the tag that names the general model behind it."""
@@ -48,7 +33,7 @@ class Registry:
     evaluations: tuple[RunInfo, ...]
     analyses: tuple[RunInfo, ...]
     notes: tuple[str, ...]
-    """Lines that say which runs were left out."""
+    """Lines that say which runs were left out, and in what those that count differ."""
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -60,26 +45,14 @@ class Registry:
 def read_registry(store: Store) -> Registry:
     """What the store holds: registered, finished runs that were not deleted.
 
-    Of the runs of one training (same identity), those with the settings that most seeds share
-    count, at a tie the newer settings; of several with the same seed the newest. Evaluations, the
-    newest first, and the newest analyses count if their model's run does.
+    Of the runs of one training those of :func:`oodflow.tracking.repetitions.choose_runs` count.
+    Evaluations, the newest first, and the newest analyses count if their model's run does.
     """
     found = [_short(run) for run in runs.find(store, {"registered": "true"}, status="FINISHED")]
     trained = [run for run in found if run.tags["kind"] in ("train", "finetune")]
-    groups: dict[tuple[str, ...], list[RunInfo]] = {}
-    for run in trained:
-        if run.tags.get("dataset"):
-            groups.setdefault(tuple(run.tags.get(tag, "") for tag in IDENTITY), []).append(run)
-    chosen: list[RunInfo] = []
-    others = older = 0
-    for group in groups.values():
-        alike = _most_common_settings(group)
-        newest = {run.tags["seed"]: run for run in reversed(alike)}
-        chosen += newest.values()
-        others += len(group) - len(alike)
-        older += len(alike) - len(newest)
+    choice = choose_runs(run for run in trained if run.tags.get("dataset"))
     known = {run.run_id for run in trained}
-    chosen = [_without_lost_contrasts(run, known) for run in chosen]
+    chosen = [_without_lost_contrasts(run, known) for run in choice.runs]
     order = {name: position for position, name in enumerate(CATALOG.names())}
     chosen.sort(key=lambda run: (order.get(run.tags["dataset"], len(order)), seed_of(run)))
     ids = {run.run_id for run in chosen}
@@ -91,15 +64,7 @@ def read_registry(store: Store) -> Registry:
             if run.tags["kind"] == "evaluate" and run.tags.get("evaluated") in ids
         ),
         analyses=_newest_analyses(found, ids),
-        notes=tuple(
-            f"{count} {what}"
-            for count, what in (
-                (older, f"older run{'s' * (older > 1)} of the same seeds not counted"),
-                (others, f"run{'s' * (others > 1)} of other settings than most not counted"),
-            )
-            if count
-        )
-        + _mixed_scores(chosen),
+        notes=choice.notes + _mixed_scores(chosen),
     )
 
 
@@ -133,24 +98,6 @@ def _short(run: RunInfo) -> RunInfo:
 def seed_of(run: RunInfo) -> int:
     """The seed of a run's training."""
     return int(run.tags["seed"])
-
-
-def setting_of(run: RunInfo) -> tuple[tuple[str, ...], frozenset[tuple[str, str]]]:
-    """What runs have in common that differ in their seed alone: identity and parameters."""
-    identity = tuple(run.tags.get(tag, "") for tag in IDENTITY)
-    # Runs from before a field was added lack it, others have the value that means the same.
-    given = {k: v for k, v in run.params.items() if k.startswith(SETTINGS) and v not in ("", "0")}
-    return identity, frozenset(given.items())
-
-
-def _most_common_settings(group: Sequence[RunInfo]) -> list[RunInfo]:
-    """The runs, newest first as given, whose settings have the most seeds."""
-    settings = [setting_of(run) for run in group]
-    seeds = {(each, run.tags["seed"]) for each, run in zip(settings, group, strict=True)}
-    counts = Counter(each for each, _ in seeds)
-    # The first of the most common in the order of the runs: the newest.
-    best = max(dict.fromkeys(settings), key=lambda each: counts[each])
-    return [run for run, each in zip(group, settings, strict=True) if each == best]
 
 
 def _without_lost_contrasts(run: RunInfo, known: set[str]) -> RunInfo:

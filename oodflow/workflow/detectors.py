@@ -24,7 +24,8 @@ from oodflow.evaluation.plots import p_value_figure, roc_figure, save_figure
 from oodflow.options import AUTO, DetectorOptions, EvaluateOptions
 from oodflow.registration import MODELS, SCORES
 from oodflow.tracking import runs
-from oodflow.tracking.registry import seed_of, setting_of
+from oodflow.tracking.registry import seed_of
+from oodflow.tracking.repetitions import setting_of
 from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.servable import downloaded, log_model, set_alias
 from oodflow.tracking.store import Store

@@ -63,7 +63,72 @@ def test_seeds_of_other_settings_are_not_mixed_in(store):
     add_run(store, {metric: 0.8}, PARAMS | {"model.depth": "8"}, seed="1")
     # Two seeds each: now the newer settings win.
     assert counted(store) == {(3, 0.9), (1, 0.8)}
-    assert read_registry(store).notes == ("2 runs of other settings than most not counted",)
+    assert read_registry(store).notes == (
+        "2 runs of other settings with as many seeds not counted (model.depth)",
+    )
+
+
+DEEPER = PARAMS | {"model.depth": "8"}
+ONE = {"auroc/sketch-digits/raw": 0.5}
+
+
+@pytest.mark.parametrize("params", [PARAMS, DEEPER], ids=["newer", "older"])
+def test_with_one_seed_the_settings_of_the_trainings_beside_it_count(store, params):
+    """Both settings have one seed; that of the outlier loss decides, whichever is newer."""
+    first, second = (PARAMS, DEEPER) if params == PARAMS else (DEEPER, PARAMS)
+    for value, each in ((0.1, first), (0.2, second)):
+        add_run(store, {"auroc/sketch-digits/raw": value}, each)
+        later()
+    # As long as the training is alone the newer one counts.
+    assert counted(store) == {(1, 0.2)}
+    add_run(store, {"auroc/sketch-digits/raw": 0.3}, PARAMS, outlier_loss="binary")
+    registry = read_registry(store)
+    assert counted(store) == {(1, 0.1 if params == PARAMS else 0.2), (1, 0.3)}
+    assert {run.params["model.depth"] for run in registry.training} == {"4"}
+    assert registry.notes == (
+        "1 run of other settings with as many seeds not counted (model.depth)",
+    )
+
+
+def test_trainings_with_the_same_choice_of_settings_choose_the_same(store):
+    """Alone, the plain model would have the deeper one, the outlier loss the other."""
+    for loss, params in (("none", PARAMS), ("binary", DEEPER), ("none", DEEPER),
+                         ("binary", PARAMS)):  # fmt: skip
+        add_run(store, ONE, params, outlier_loss=loss)
+        later()
+    assert {run.params["model.depth"] for run in read_registry(store).training} == {"4"}
+
+
+def test_settings_that_cannot_agree_are_said(store):
+    for seed in ("1", "2"):
+        add_run(store, ONE, seed=seed)
+    add_run(store, ONE, DEEPER, outlier_loss="binary")
+    # Another dataset has as many epochs and so another number of updates, which is no difference.
+    longer = PARAMS | {"optimisation.steps": "90"}
+    add_run(store, {"auroc/sketch-digits/raw": 0.5}, longer, dataset="sketch-letters")
+    assert read_registry(store).notes == (
+        "runs differ: model.depth of glow on sketch datasets, init general: 4 in 3, 8 in 1",
+    )
+    add_run(store, ONE, longer, outlier_loss="margin")
+    assert read_registry(store).notes == (
+        "runs differ: model.depth of glow on sketch datasets, init general: 4 in 4, 8 in 1",
+        "runs differ: optimisation.steps of glow on sketch-shapes, init general: 0 in 3, 90 in 1",
+    )
+
+
+@pytest.mark.parametrize("params", [PARAMS, DEEPER], ids=["alike", "of other settings"])
+def test_a_newer_run_without_numbers_removes_nothing(store, params):
+    add_run(store, ONE)
+    later()
+    for seed in ("1", "2"):
+        # Interrupted in its evaluation, or never evaluated.
+        add_run(store, {"bpd/sketch-shapes": 4.0} if seed == "1" else {}, params, seed=seed)
+    assert counted(store) == {(1, 0.5)}
+    notes = read_registry(store).notes
+    count = 1 if params == PARAMS else 2
+    assert notes == (
+        f"{count} newer run{'s' * (count > 1)} not counted before an evaluation: oodflow evaluate",
+    )
 
 
 def test_a_parameter_outside_the_settings_does_not_part_runs(store):
