@@ -33,6 +33,8 @@ FAINT_COVER = 24
 GLYPH = 72
 """Size of the glyphs in pixels per em."""
 EMOJI = "NotoColorEmoji.ttf"
+CORE = re.compile(r"(?!.*(Mono|UI)-)\w+-(Regular|Bold|Italic|BoldItalic)\.ttf")
+"""Fonts of the package fonts-noto-core; other packages put more weights into the same folder."""
 EMOJI_SIZE = 109
 """The one size at which the emoji are stored, in pixels per em."""
 TEST_SHARE = 1 / 12
@@ -200,7 +202,7 @@ def _characters(font: Path) -> tuple[str, ...]:
 def _fonts(folder: Path, test: bool) -> tuple[tuple[Path, str], ...]:
     found = []
     for font in sorted(folder.glob("*.ttf")):
-        if font.name != EMOJI:
+        if CORE.fullmatch(font.name):
             characters = [each for each in _characters(font) if in_test(_root(each)) == test]
             if characters:
                 found.append((font, "".join(characters)))
