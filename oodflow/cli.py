@@ -13,7 +13,7 @@ import click
 
 from oodflow.commands import resolve
 from oodflow.entry_points import ENTRY_POINTS, EntryPoint
-from oodflow.errors import UserError
+from oodflow.errors import UserError, without_secrets
 from oodflow.options import AUTO, Option, options_of, seed_list
 
 __all__ = ["cli", "main"]
@@ -176,6 +176,24 @@ def guarded(run: Callable[[], Any]) -> int:
     except (KeyboardInterrupt, click.Abort):
         error("interrupted; the same command with --resume continues from the last checkpoint")
         return 130
-    except Exception:
-        traceback.print_exc()
+    except Exception as problem:
+        line = _explained(problem)
+        if line:
+            error(line)
+        else:
+            sys.stderr.write(without_secrets(traceback.format_exc()))
         return 1
+
+
+def _explained(problem: Exception) -> str:
+    """One line for a failure of the system or the store, which is no bug; else ""."""
+    if isinstance(problem, OSError) and problem.strerror:
+        file = f"{problem.filename}: " if problem.filename else ""
+        denied = "; give this user the right to" if isinstance(problem, PermissionError) else ""
+        return f"{file}{problem.strerror}{denied}"
+    # Without it no store was opened.
+    if "oodflow.tracking.store" not in sys.modules:
+        return ""
+    from oodflow.tracking.causes import explained
+
+    return explained(problem)

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from oodflow.errors import without_secrets
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -31,7 +33,7 @@ UNITS = (
 
 def say(line: str) -> None:
     """One line for the reader, as it is: nothing in it is taken for markup."""
-    _console().print(line, markup=False, highlight=False, soft_wrap=True)
+    _console().print(without_secrets(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def show(table: "Table") -> None:
@@ -41,7 +43,8 @@ def show(table: "Table") -> None:
 
 def error(line: str) -> None:
     """One line on stderr that says what is wrong."""
-    _console(stderr=True).print(f"error: {line}", markup=False, highlight=False, soft_wrap=True)
+    said = f"error: {without_secrets(line)}"
+    _console(stderr=True).print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 def _console(stderr: bool = False) -> Any:

@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from oodflow.errors import UserError
 from oodflow.files import exclusively, is_locked
+from oodflow.tracking.causes import cause, cure_of
 
 __all__ = [
     "Range",
@@ -62,10 +63,9 @@ def _storage(address: str) -> BaseStorage:
         return RDBStorage(address)
     # SQLAlchemy's errors differ by database.
     except Exception as error:
-        line = " ".join(str(error).split())[:200]
+        cure = cure_of(error) or "write sqlite:///FILE, another database's URL, or journal:FILE"
         raise UserError(
-            f"no Optuna storage at {address} ({line}); write sqlite:///FILE, another database's "
-            "URL, or journal:FILE"
+            f"no Optuna storage at {address} ({cause(error, address)}); {cure}"
         ) from error
 
 

@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote, unquote, urlparse
 
-from oodflow.tracking.run_info import COMMIT, PARENT, PREFIX, RunInfo
+from oodflow.tracking.run_info import COMMIT, PARENT, PREFIX, RunInfo, sqlite_file
 
 __all__ = ["find_locally", "local_artifact"]
 
@@ -100,14 +100,14 @@ def local_artifact(uri: str, run_id: str, path: str) -> Path | None:
     address = urlparse(row[0])
     if address.scheme not in ("", "file") or address.netloc:
         return None
-    folder = unquote(address.path) if address.scheme else row[0]
-    file = Path(folder, path)
+    # As mlflow does it, whether it is an address or a path.
+    file = Path(unquote(address.path if address.scheme else row[0]), path)
     return file if file.is_file() else None
 
 
 def _open(uri: str) -> sqlite3.Connection | None:
-    file = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or "?" in uri or not file.is_file():
+    file = sqlite_file(uri)
+    if file is None or "?" in uri or not file.is_file():
         return None
     try:
         return sqlite3.connect(f"file:{quote(str(file.absolute()))}?mode=ro", uri=True)

@@ -15,8 +15,9 @@ from functools import partial
 from oodflow import console
 from oodflow.errors import ResourceError
 from oodflow.tracking import runs
+from oodflow.tracking.causes import cause
 from oodflow.tracking.journal import Report
-from oodflow.tracking.store import Store, cause, failing_fast
+from oodflow.tracking.store import Store, failing_fast
 
 __all__ = ["Delivery", "delivering", "log_reports"]
 

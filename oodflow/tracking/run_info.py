@@ -3,9 +3,11 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import quote, unquote
 
-__all__ = ["COMMIT", "PARENT", "PREFIX", "RunInfo", "tracking_uri"]
+__all__ = ["COMMIT", "PARENT", "PREFIX", "RunInfo", "sqlite_file", "tracking_uri"]
 
 PREFIX = "oodflow."
 COMMIT = "mlflow.source.git.commit"
@@ -46,4 +48,27 @@ class RunInfo:
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else SQLite ``mlflow.db`` in the working folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    if given := os.environ.get("MLFLOW_TRACKING_URI"):
+        return given
+    file = str(Path.cwd() / "mlflow.db")
+    # mlflow does not decode the address where it makes the folder: with its slashes, a name would
+    # become a second folder.
+    plain = _decoded(file) == file and "?" not in file
+    return f"sqlite:///{file if plain else quote(file, safe='')}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The database file of an SQLite address, None of any other address.
+
+    >>> sqlite_file("sqlite:////tmp/My%2520Project/mlflow.db?timeout=5").name
+    'mlflow.db'
+    """
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(_decoded(uri.removeprefix("sqlite:///").partition("?")[0]))
+
+
+def _decoded(name: str) -> str:
+    """The name of a database as SQLAlchemy reads it; before version 2.1 it decoded nothing."""
+    number = version("SQLAlchemy").split(".")
+    return unquote(name) if (int(number[0]), int(number[1])) >= (2, 1) else name

@@ -28,9 +28,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.git_utils import get_git_commit
 from numpy.typing import NDArray
 
-from oodflow.errors import ResourceError, UserError
+from oodflow.errors import ResourceError, UserError, without_secrets
+from oodflow.tracking.causes import cause
 from oodflow.tracking.run_info import COMMIT, PARENT, PREFIX, RunInfo
-from oodflow.tracking.store import Store, cause, failing_fast, is_missing
+from oodflow.tracking.store import Store, failing_fast, is_missing
 
 __all__ = [
     "DatasetUse",
@@ -98,7 +99,7 @@ def start(
     ``commit`` and ``started`` (ms since 1970) are given for a run that is created again; by default
     they are the own commit and now.
     """
-    ours = {PREFIX + key: value for key, value in tags.items()}
+    ours = {PREFIX + key: without_secrets(value) for key, value in tags.items()}
     if commit := commit or own_commit():
         ours[COMMIT] = commit
     if parent:
@@ -172,16 +173,18 @@ def nest(store: Store, run_id: str, parent: str) -> None:
 
 def set_tags(store: Store, run_id: str, tags: Mapping[str, str], description: str = "") -> None:
     """Set our tags, and the run's description in Markdown where one is given."""
-    entities = [RunTag(PREFIX + key, value) for key, value in tags.items()]
+    entities = [RunTag(PREFIX + key, without_secrets(value)) for key, value in tags.items()]
     if description:
-        entities.append(RunTag("mlflow.note.content", description))
+        entities.append(RunTag("mlflow.note.content", without_secrets(description)))
     store.client.log_batch(run_id, tags=entities)
 
 
 def log_parameters(store: Store, run_id: str, parameters: Mapping[str, str]) -> None:
     """Log parameters; those already there keep their value."""
     there = store.client.get_run(run_id).data.params
-    new = [Param(key, value) for key, value in parameters.items() if key not in there]
+    new = [
+        Param(key, without_secrets(value)) for key, value in parameters.items() if key not in there
+    ]
     store.client.log_batch(run_id, params=new)
 
 

@@ -3,17 +3,18 @@
 import contextlib
 import logging
 import os
+import shlex
 import sqlite3
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlparse
+from urllib.parse import quote, unquote, urlparse
 
-from oodflow.errors import ResourceError, UserError
+from oodflow.errors import ResourceError, UserError, without_secrets
 from oodflow.files import exclusively
-from oodflow.tracking.run_info import tracking_uri
+from oodflow.tracking.causes import cause, cure_of
+from oodflow.tracking.run_info import sqlite_file, tracking_uri
 
 # Read when mlflow is imported; the environment may turn its usage telemetry on.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -23,7 +24,10 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from requests import RequestException
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
 
 # mlflow raises its errors as well; its logs would only add tracebacks.
 logging.getLogger("mlflow").setLevel(logging.CRITICAL)
@@ -34,7 +38,6 @@ __all__ = [
     "EXPERIMENT",
     "Store",
     "answering",
-    "cause",
     "experiment_of",
     "failing_fast",
     "is_missing",
@@ -68,11 +71,14 @@ class Store:
         """The command that starts the MLflow UI on this store; "" where a server runs already."""
         if self.uri.startswith("http"):
             return ""
-        return f"mlflow ui --backend-store-uri {self.uri}"
+        secret = without_secrets(self.uri) != self.uri
+        return "mlflow ui --backend-store-uri " + (
+            '"$MLFLOW_TRACKING_URI"' if secret else shlex.quote(self.uri)
+        )
 
     def page(self, experiment_id: str, run_id: str) -> str:
         """Address of a run in the MLflow UI."""
-        base = "http://127.0.0.1:5000" if self.ui_command else self.uri.rstrip("/")
+        base = "http://127.0.0.1:5000" if self.ui_command else without_secrets(self.uri).rstrip("/")
         return f"{base}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
@@ -81,38 +87,70 @@ def open_store(uri: str = "") -> Store:
 
     ``uri`` is :func:`tracking_uri` unless it is given.
 
-    Raises UserError at once where no store answers at the address.
+    Raises UserError at once where no store answers at the address, with what the server, the
+    database, its driver or the disk says.
     """
     uri = uri or tracking_uri()
     try:
         with failing_fast(), _alone(uri):
+            _connect_once(uri)
             client = MlflowClient(uri)
             found = experiment_of(client)
+    except UserError:
+        raise
     except Exception as error:
-        scheme = urlparse(uri).scheme or "a path"
+        given = "MLFLOW_TRACKING_URI=" if os.environ.get("MLFLOW_TRACKING_URI") == uri else ""
+        default = "start it, or unset the variable to use ./mlflow.db" if given else "mend that"
         raise UserError(
-            f"no MLflow store answers at MLFLOW_TRACKING_URI={uri} ({scheme}); "
-            "start it, or unset the variable to use ./mlflow.db"
+            f"no MLflow store opens at {given}{uri} ({cause(error, uri)}); "
+            f"{cure_of(error) or default}"
         ) from error
     if found.lifecycle_stage != "active":
         raise UserError(
-            f"the MLflow experiment {EXPERIMENT!r} at {uri} is deleted; restore it with "
+            f"the MLflow experiment {found.name!r} at {uri} is deleted; restore it with "
             f"`mlflow experiments restore --experiment-id {found.experiment_id}`"
         )
     return Store(client, uri, found.experiment_id)
 
 
 def experiment_of(client: MlflowClient) -> Experiment:
-    """The MLflow experiment of all runs, which is made where there is none."""
-    if found := client.get_experiment_by_name(EXPERIMENT):
+    """The MLflow experiment of new runs, which is made where there is none.
+
+    As for MLflow itself, MLFLOW_EXPERIMENT_NAME or MLFLOW_EXPERIMENT_ID says which; else it is
+    :data:`EXPERIMENT`. Raises UserError for an id that there is not.
+    """
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "")
+    number = os.environ.get("MLFLOW_EXPERIMENT_ID", "")
+    if number and not name:
+        try:
+            return client.get_experiment(number)
+        except MlflowException as error:
+            if not is_missing(error):
+                raise
+            raise UserError(
+                f"MLFLOW_EXPERIMENT_ID={number} names no experiment of this store; unset it"
+            ) from error
+    name = name or EXPERIMENT
+    if found := client.get_experiment_by_name(name):
         return found
     try:
-        return client.get_experiment(client.create_experiment(EXPERIMENT))
+        return client.get_experiment(client.create_experiment(name, _artifact_place(client, name)))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     # Another process was faster.
     return experiment_of(client)
+
+
+def _artifact_place(client: MlflowClient, name: str) -> str | None:
+    """Where mlflow would keep artifacts elsewhere than it says: it decodes a plain path.
+
+    None leaves it to mlflow.
+    """
+    place = Path.cwd() / "mlruns"
+    if client.tracking_uri.startswith("http") or unquote(str(place)) == str(place):
+        return None
+    return (place / quote(name, safe="")).as_uri()
 
 
 @contextmanager
@@ -139,12 +177,8 @@ def answering(store: Store) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException) as error:
-        raise ResourceError(f"the MLflow store at {store.uri} fails ({cause(error)})") from error
-
-
-def cause(error: Exception) -> str:
-    """The message of an error as one short line; mlflow's own have many."""
-    return textwrap.shorten(str(error), 160, placeholder=" …")
+        line = f"the MLflow store at {store.uri} fails ({cause(error, store.uri)})"
+        raise ResourceError("; ".join(filter(None, (line, cure_of(error))))) from error
 
 
 @contextmanager
@@ -153,16 +187,26 @@ def _alone(uri: str) -> Iterator[None]:
 
     The database is opened once before: mlflow would keep trying for minutes.
     """
-    if not uri.startswith("sqlite:///"):
+    file = sqlite_file(uri)
+    if file is None:
         yield
         return
-    file = Path(uri.removeprefix("sqlite:///").partition("?")[0])
     file.parent.mkdir(parents=True, exist_ok=True)
     # That of the folder needs no further file, and touches none of SQLite's own locks.
     with exclusively(file.parent):
         with contextlib.closing(sqlite3.connect(file)) as database:
             database.execute("pragma schema_version")
         yield
+
+
+def _connect_once(uri: str) -> None:
+    """Connect to a database once: mlflow would keep trying for minutes, whatever it says."""
+    kind = urlparse(uri).scheme.partition("+")[0]
+    if kind not in DATABASE_ENGINES or kind == "sqlite":
+        return
+    patience = {"connect_timeout": 10} if kind in ("postgresql", "mysql") else {}
+    engine = create_engine(uri, poolclass=NullPool, connect_args=patience)
+    engine.connect().close()
 
 
 def is_missing(error: MlflowException) -> bool:

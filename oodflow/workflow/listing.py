@@ -5,6 +5,7 @@ from datetime import datetime
 from rich.table import Table
 
 from oodflow import console
+from oodflow.errors import without_secrets
 from oodflow.options import RunListOptions, ShowOptions
 from oodflow.tracking.database import find_locally
 from oodflow.tracking.run_info import RunInfo, tracking_uri
@@ -66,7 +67,8 @@ def show_command(options: ShowOptions) -> None:
     for name, value in sorted(run.tags.items()):
         facts.add_row(name, value)
     for name, value in sorted(run.params.items()):
-        facts.add_row(name, value)
+        # `mlflow run` records all that it is given.
+        facts.add_row(name, without_secrets(value))
     console.show(facts)
     if results.auroc_rows(run):
         results.show_runs([run])
