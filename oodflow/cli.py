@@ -3,6 +3,7 @@
 Only click is imported before a command runs, so that help comes at once.
 """
 
+import os
 import signal
 import sys
 import traceback
@@ -14,6 +15,7 @@ import click
 from oodflow.commands import resolve
 from oodflow.entry_points import ENTRY_POINTS, EntryPoint
 from oodflow.errors import UserError, without_secrets
+from oodflow.files import caller_of_mlflow_run
 from oodflow.options import AUTO, Option, options_of, seed_list
 
 __all__ = ["cli", "main"]
@@ -155,6 +157,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    if folder := caller_of_mlflow_run():
+        os.chdir(folder)
     code = guarded(lambda: cli.main(arguments, prog_name="oodflow", standalone_mode=False))
     sys.exit(143 if code == 130 and terminated else code)
 

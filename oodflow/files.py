@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["STATE_FOLDER", "exclusively", "is_locked", "replaced", "sync_folder"]
+__all__ = [
+    "STATE_FOLDER",
+    "caller_of_mlflow_run",
+    "exclusively",
+    "is_locked",
+    "replaced",
+    "sync_folder",
+]
 
 STATE_FOLDER = Path(".oodflow")
 """In the working folder: the state of unfinished runs, studies and leases on this machine."""
@@ -76,3 +83,31 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+SHELLS = {"bash", "sh", "dash", "zsh", "nice", "env"}
+"""Programs that may stand between ``mlflow run`` and the command that it runs."""
+
+GIVEN_BY_MLFLOW = {"MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_TRACKING_URI"}
+
+
+def caller_of_mlflow_run() -> Path | None:
+    """The working folder in which a person has called ``mlflow run``; None outside of that.
+
+    A command of a project begins in the project's own folder. From a git address that is a clone
+    which is forgotten, with all that is written there. Only Linux says where the caller is.
+    """
+    if not (os.environ.keys() >= GIVEN_BY_MLFLOW and Path("MLproject").is_file()):
+        return None
+    process = os.getppid()
+    try:
+        while (place := Path("/proc", str(process))) and process > 1:
+            if (place / "comm").read_text().strip() not in SHELLS:
+                called = (place / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                names = [Path(word).name for word in called[:3]]
+                ours = any(name.startswith(("mlflow", "python")) for name in names)
+                return (place / "cwd").readlink() if ours else None
+            process = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        pass
+    return None

@@ -36,7 +36,7 @@ def command(chosen: ReportOptions) -> None:
     """Write the report of everything that is registered, or print what would fill its gaps."""
     store = open_store()
     if not chosen.missing:
-        write_report(store, chosen, runs.project_run())
+        write_report(store, chosen, runs.project_run(store))
         return
     registry = read_registry(store)
     for line in missing_commands(all_tables(registry, chosen.published), registry):
@@ -67,7 +67,7 @@ def write_report(store: Store, chosen: ReportOptions, project_run: str = "") -> 
             runs.log_text(store, record, (out / name).read_text(), name)
         runs.set_tags(store, record, {}, description=(out / "report.md").read_text())
     _show(document)
-    console.say(f"{len(registry.training)} runs; open {out / 'report.html'}")
+    console.say(f"{len(registry.training)} runs; open {(out / 'report.html').absolute()}")
     console.say(f"see it: {store.how_to_see(record)}")
     return runs.get(store, record)
 

@@ -6,11 +6,12 @@ import re
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mlflow.entities import (
@@ -25,6 +26,8 @@ from mlflow.entities import (
 )
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.store.entities import PagedList
+from mlflow.utils import name_utils
 from mlflow.utils.git_utils import get_git_commit
 from numpy.typing import NDArray
 
@@ -64,6 +67,8 @@ __all__ = [
 
 BATCH = 900
 """Metrics sent in one request; MLflow takes at most 1 000."""
+PAGE = 1000
+"""Experiments or runs that one request asks for."""
 
 
 def _info(run: Run) -> RunInfo:
@@ -105,11 +110,21 @@ def start(
     if parent:
         ours[PARENT] = parent
     if not project_run:
-        run = store.client.create_run(store.experiment_id, started or None, ours, name)
-        return run.info.run_id
-    store.client.update_run(project_run, name=name)
+        # MLflow folds runs under a parent of the same experiment only.
+        beside = store.client.get_run(parent).info.experiment_id if parent else ""
+        where = beside or store.experiment_id
+        return store.client.create_run(where, started or None, ours, name).info.run_id
+    if _is_generated(store.client.get_run(project_run).info.run_name or ""):
+        store.client.update_run(project_run, name=name)
     store.client.log_batch(project_run, tags=[RunTag(key, value) for key, value in ours.items()])
     return project_run
+
+
+def _is_generated(name: str) -> bool:
+    """Whether mlflow has made up a run's name, such as ``nosy-owl-42``; a person's name stays."""
+    *words, number = name.split("-")
+    known = (*name_utils._GENERATOR_PREDICATES, *name_utils._GENERATOR_NOUNS)
+    return not name or (number.isdigit() and {*words} <= {each.lower() for each in known})
 
 
 @contextmanager
@@ -145,9 +160,27 @@ def ended_on_error(store: Store, run_id: str) -> Iterator[None]:
         raise
 
 
-def project_run() -> str:
-    """The run that ``mlflow run`` made for this command, or ""."""
-    return os.environ.get("MLFLOW_RUN_ID", "")
+def project_run(store: Store) -> str:
+    """The run that ``mlflow run`` made for this command, or "".
+
+    Raises UserError where MLFLOW_RUN_ID is left over: it names no run of the store, one that was
+    deleted, or one that another command has ended.
+    """
+    run_id = os.environ.get("MLFLOW_RUN_ID", "")
+    if not run_id:
+        return ""
+    try:
+        run = store.client.get_run(run_id)
+    except MlflowException as error:
+        if not is_missing(error):
+            raise
+        what = f"names no run at {store.uri}"
+    else:
+        over = run.info.status in ("FINISHED", "FAILED", "KILLED")
+        if run.info.lifecycle_stage == "active" and not (over and PREFIX + "kind" in run.data.tags):
+            return run_id
+        what = "names a run that was deleted or has ended"
+    raise UserError(f"MLFLOW_RUN_ID={run_id} {what}; it is left over from elsewhere, unset it")
 
 
 @cache
@@ -354,27 +387,35 @@ def find(store: Store, tags: Mapping[str, str], status: str = "") -> list[RunInf
 
     In every experiment: ``mlflow run`` puts the run of a command into its own default one.
     """
-    experiments = [each.experiment_id for each in store.client.search_experiments()]
+    known = _all(lambda token: store.client.search_experiments(max_results=PAGE, page_token=token))
+    experiments = [each.experiment_id for each in known]
     parts = [f"tags.`{PREFIX}kind` LIKE '%'"]
     for key, value in tags.items():
         quote = '"' if "'" in value else "'"
         parts.append(f"tags.`{PREFIX}{key}` = {quote}{value}{quote}")
     if status:
         parts.append(f"attributes.status = '{status}'")
-    found: list[RunInfo] = []
-    token = None
-    while True:
-        page = store.client.search_runs(
+    found = _all(
+        lambda token: store.client.search_runs(
             experiments,
             " and ".join(parts),
-            max_results=1000,
+            max_results=PAGE,
             order_by=["attributes.start_time DESC"],
             page_token=token,
         )
-        found += [_info(run) for run in page]
-        token = page.token
+    )
+    return [_info(run) for run in found]
+
+
+def _all(page: Callable[[str | None], PagedList[Any]]) -> Iterator[Any]:
+    """Everything that a search finds; ``page(token)`` is a page of it."""
+    token = None
+    while True:
+        found = page(token)
+        yield from found
+        token = found.token
         if not token:
-            return found
+            return
 
 
 def model_uri(store: Store, run_id: str) -> str:

@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote, urlparse
 from oodflow.errors import ResourceError, UserError, without_secrets
 from oodflow.files import exclusively
 from oodflow.tracking.causes import cause, cure_of
+from oodflow.tracking.relocation import relocate
 from oodflow.tracking.run_info import sqlite_file, tracking_uri
 
 # Read when mlflow is imported; the environment may turn its usage telemetry on.
@@ -196,6 +197,7 @@ def _alone(uri: str) -> Iterator[None]:
     with exclusively(file.parent):
         with contextlib.closing(sqlite3.connect(file)) as database:
             database.execute("pragma schema_version")
+            relocate(database, file.absolute().parent)
         yield
 
 

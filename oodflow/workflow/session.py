@@ -141,7 +141,8 @@ def open_session(options: PlaceOptions) -> Session:
     data_dir = data_folder(options.data_dir)
     if options.data_dir != AUTO and not data_dir.is_dir():
         raise UserError(f"no data folder at {data_dir}; make it, or leave data_dir out")
-    return Session(open_store(), data_dir, device, runs.project_run(), *computing(options))
+    store = open_store()
+    return Session(store, data_dir, device, runs.project_run(store), *computing(options))
 
 
 def computing(options: Options) -> tuple[str, int]:

@@ -51,7 +51,7 @@ def test_tags_are_in_the_store_under_our_prefix(store):
 
 
 def test_the_run_that_mlflow_run_made_keeps_its_id_and_its_parameters(store):
-    made = store.client.create_run(store.experiment_id, run_name="by mlflow run").info.run_id
+    made = store.client.create_run(store.experiment_id).info.run_id
     store.client.log_param(made, "seeds", "1,2")
     assert runs.start(store, "ours", TAGS, project_run=made) == made
     run = runs.get(store, made)
