@@ -12,6 +12,8 @@ quickstart: .venv/ready
 
 # The effect on real images; needs the packages that docs/real-images.md names.
 real: .venv/ready
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check \
+		-c constraints.txt --config-settings editable_mode=compat -e '.[dev,real]'
 	@$(BIN)/oodflow reproduce --plan real
 
 # What a developer needs before a commit.
