@@ -312,13 +312,16 @@ _THRESHOLD = [255 * (level > 128) for level in range(256)]
 
 
 def read(request: Request) -> Raw:
-    """Both folds, drawn chunk by chunk."""
+    """Both folds, drawn chunk by chunk; the training fold is to be read first."""
     channels = request.facts.channels
     sources = lru_cache(maxsize=1)(lambda: gather(request.path, "RGB" if channels == 3 else "L"))
     sizes = {"train": request.facts.train_size, "test": request.facts.test_size}
 
+    trained: set[bytes] = set()
+
     def pieces(fold: str) -> Iterator[Piece]:
-        seen: set[bytes] = set()
+        # Grounds alone can be the same in both folds: those of the training fold stay.
+        seen = set[bytes]() if fold == "train" else set(trained)
         left, at = sizes[fold], 0
         while left:
             made = generate(sources()[fold], fold, channels, at)
@@ -329,6 +332,8 @@ def read(request: Request) -> Raw:
             if rows:
                 yield Piece(made[rows[:left]])
             left, at = left - len(rows[:left]), at + 1
+        if fold == "train":
+            trained.update(seen)
 
     return Raw({fold: Fold(size, partial(pieces, fold)) for fold, size in sizes.items()})
 

@@ -64,7 +64,7 @@ def test_pictures_are_the_same_again_and_others_in_each_chunk_and_fold(painted):
 
 
 def test_no_picture_is_in_a_fold_twice(share, monkeypatch):
-    """Of chunks that repeat each other each picture is taken once, in order."""
+    """Of chunks that repeat each other each picture is taken once, in order, for one fold."""
 
     def few(sources, fold, channels, at):
         levels = (np.arange(300 * at, 300 * at + collage.CHUNK) % 1900).astype("<u2")
@@ -73,10 +73,10 @@ def test_no_picture_is_in_a_fold_twice(share, monkeypatch):
         ).reshape(-1, 1, 32, 32)
 
     monkeypatch.setattr(collage, "generate", few)
-    facts = dataclasses.replace(lookup("pictures-grey"), train_size=1700, test_size=4)
+    facts = dataclasses.replace(lookup("pictures-grey"), train_size=1700, test_size=200)
     raw = collage.read(images.Request(facts, share))
-    made = np.concatenate([piece.pixels for piece in raw.folds["train"].pieces()])
-    assert (made[:, 0, 0, 0] + 256 * made[:, 0, -1, 0].astype(int)).tolist() == list(range(1700))
+    made = np.concatenate([piece.pixels for fold in raw.folds.values() for piece in fold.pieces()])
+    assert (made[:, 0, 0, 0] + 256 * made[:, 0, -1, 0].astype(int)).tolist() == list(range(1900))
 
 
 def test_every_kind_of_picture_shows_something_at_its_size(painted):
