@@ -28,6 +28,7 @@ __all__ = [
     "prepare",
     "present",
     "raw_path",
+    "ready",
 ]
 
 SOURCES: Mapping[str, str] = {
@@ -120,6 +121,15 @@ def describe(name: str, data_dir: Path, on_progress: Progress = _silent) -> Prep
     if found is None:
         raise UserError(f"{name} changed while it was read; try again")
     return found
+
+
+def ready(name: str, data_dir: Path) -> Prepared | None:
+    """The dataset where it is prepared already and its name still known, else None."""
+    try:
+        facts = lookup(name)
+        return find(facts, data_dir, _stamp(facts, data_dir))
+    except UserError:
+        return None
 
 
 def load(

@@ -10,6 +10,7 @@ from oodflow import console
 from oodflow.data.catalog import CATALOG, FOLDS, data_folder, lookup
 from oodflow.data.images import download, lack, prepare, raw_path
 from oodflow.data.prepared import Prepared, digest_of
+from oodflow.data.resampling import compared, traces_of
 from oodflow.errors import UserError
 from oodflow.options import CheckOptions, DatasetListOptions, PrepareOptions
 from oodflow.workflow.session import described
@@ -100,12 +101,23 @@ def check_command(options: CheckOptions) -> None:
         table.add_row(*_checked(ready, fold))
     console.show(table)
     _say_notes(ready)
+    _check_resizing(ready, data_folder(options.data_dir))
     file = Path(options.out) if options.out else Path(f"{ready.facts.slug}-contact-sheet.png")
     try:
         contact_sheet(ready).save(file)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {file} ({error}); choose another with --out") from error
     console.say(f"contact sheet: {file}")
+
+
+def _check_resizing(ready: Prepared, folder: Path) -> None:
+    """Say how the images were resized, and warn where sets used with them were not so."""
+    facts = ready.facts
+    if traces := traces_of(ready.arrays("test" if "test" in ready.folds else "train")[0]):
+        console.say(f"resizing: {facts.slug} {traces}")
+    with_it = [e.name for e in CATALOG.values() if facts.name in (*e.generals, *e.ood)]
+    if line := compared(facts.name, (*facts.generals, *facts.ood, *with_it), folder):
+        console.say(f"warning: {line}")
 
 
 def _checked(ready: Prepared, fold: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from oodflow import console
 from oodflow.data.catalog import CATALOG, agreeing, lookup, slug_of
+from oodflow.data.resampling import compared
 from oodflow.errors import UserError
 from oodflow.evaluation.metrics import evaluate_scores
 from oodflow.evaluation.plots import effect_figure, histogram_figure, roc_figure, save_figure
@@ -230,8 +231,12 @@ def detection_scores(
     dataset = run.tags["dataset"]
     given = {"table": run, "general": general, "general_outlier": general_outlier}
     models = {part: each for part, each in given.items() if each}
+    used = (dataset, *outlier_datasets(session, dataset, ood))
+    trained_on = [each.tags.get("dataset", "") for each in models.values()]
+    trained_on.append(run.tags.get("outlier_dataset", ""))
+    session.warn(compared(dataset, (*used, *trained_on), session.data_dir))
     tables = {}
-    for name in (dataset, *outlier_datasets(session, dataset, ood)):
+    for name in used:
         fold = inlier_fold if name == dataset else "test"
         tables[name] = {
             part: score_table(session, each, name, limit, fold) for part, each in models.items()

@@ -57,6 +57,7 @@ class Session:
     _images: dict[tuple[str, str, int], Images] = field(default_factory=dict)
     _models: dict[str, LoadedModel] = field(default_factory=dict)
     _described: dict[str, Prepared] = field(default_factory=dict)
+    _warned: set[str] = field(default_factory=set)
 
     def images(self, name: str, fold: str, limit: int = 0) -> Images:
         """A fold of a dataset, loaded once."""
@@ -91,6 +92,12 @@ class Session:
     def present(self, dataset: str) -> bool:
         """Whether a dataset is there: prepared, or its raw files."""
         return present(dataset, self.data_dir)
+
+    def warn(self, line: str) -> None:
+        """Say a warning, unless this command has said it; "" is none."""
+        if line and line not in self._warned:
+            self._warned.add(line)
+            console.say(f"warning: {line}")
 
     def outliers(self, dataset: str) -> tuple[str, ...]:
         """The catalogue's outlier sets of a dataset whose test fold is there.
