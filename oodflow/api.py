@@ -1,9 +1,9 @@
 """The public functions of :mod:`oodflow`: what the commands do, for Python and notebooks.
 
-They take the options of the commands by name, arrays of uint8 images where a dataset is named, and
-keep runs in the same store: MLFLOW_TRACKING_URI,
-else ``mlflow.db`` in the working folder. A run that a command made is used here by its id, and the
-other way round. Progress is shown in a terminal and in a notebook.
+They take the options of the commands by name, and arrays of uint8 images where a dataset is named.
+They keep runs in the same store: MLFLOW_TRACKING_URI, else ``mlflow.db`` in the working folder. A
+run that a command made is used here by its id, and the other way round. Progress is shown in a
+terminal and in a notebook.
 
 The examples are run by a test in a folder where ``oodflow main`` has run with tiny models: ``tiny``
 are the options that make a training of a second, ``plain`` and ``general`` are runs of the plain
@@ -138,7 +138,9 @@ def _checked(name: str, known: Mapping[str, Option], given: Mapping[str, Any]) -
 
 
 def _named(option: str, value: Any, data_dir: Path) -> Any:
-    """The name of a dataset in place of its array."""
+    """The name of a dataset in place of its array, and one text in place of a list of outliers."""
+    if option == "ood" and isinstance(value, list | tuple):
+        return ",".join(str(_named(option, each, data_dir)) for each in value)
     if option not in HELD_OUT or not hasattr(value, "__array__"):
         return value
     return keep_array(value, data_dir, HELD_OUT[option])
@@ -201,6 +203,10 @@ def evaluate(options: EvaluateOptions) -> tuple[RunInfo, ...]:
     >>> [run] = oodflow.evaluate(run=plain, ood="sketch-digits", limit=64)
     >>> 0 <= run.metrics["auroc/sketch-digits/diff"] <= 1
     True
+    >>> black = np.zeros((8, 32, 32, 3), np.uint8)
+    >>> [run] = oodflow.evaluate(run=plain, ood=["sketch-scenes", black], limit=64)
+    >>> len([name for name in run.metrics if name.startswith("auroc/") and name.endswith("/raw")])
+    3
     """
     return evaluations.evaluate(_session(options), options)
 
@@ -240,7 +246,8 @@ class ReportFiles:
     Tables have a row per in-distribution and outlier dataset and AUROCs in percent, as the page
     shows them. Raises UserError where the folder is gone.
 
-    >>> written = oodflow.report(out="made-for-python")
+    >>> [run, *_] = oodflow.find_runs(kind="report")
+    >>> written = oodflow.ReportFiles(run, Path("report"))
     >>> written.page.name, "detection-sketch" in written.tables
     ('report.html', True)
     """
@@ -287,11 +294,15 @@ def report(options: ReportOptions) -> ReportFiles:
 def quickstart(options: QuickstartOptions) -> ReportFiles:
     """The whole method on one dataset, from a general model to the report (``oodflow main``).
 
-    Runs that are there are not made again. Raises UserError where no general set fits the dataset.
+    Runs that are there are not made again. Here ``workers`` is 1 unless it is given: a script that
+    asks for more has the call behind ``if __name__ == "__main__":``, since each worker imports it.
+    Raises UserError where no general set fits the dataset.
 
-    >>> oodflow.quickstart(seeds=[1, 2], workers=1, out="again", **tiny).run.tags["kind"]
+    >>> oodflow.quickstart(seeds=[1, 2], out="again", **tiny).run.tags["kind"]
     'report'
     """
+    if options.workers is None:
+        options = dataclasses.replace(options, workers=1)
     outcomes = quickstart_plan.quickstart(_session(options), options)
     return ReportFiles(get_run(outcomes["report"].run_id), Path(options.out))
 
@@ -308,6 +319,8 @@ def build_detector(options: DetectorOptions) -> BuiltDetector:
     >>> built = oodflow.build_detector(run=plain, score="diff")
     >>> built.detector.score, built.detector.calibration.size, built.uri
     ('diff', 500, 'models:/oodflow-detector-sketch-shapes/1')
+    >>> oodflow.load_detector(built.uri).score
+    'diff'
     """
     return detectors.build(_session(options), options)
 
@@ -388,9 +401,9 @@ def load_detector(reference: str | Path, device: str = AUTO) -> Detector:
     Every file is verified and nothing is unpickled. Its images are uint8 N×C×32×32, or anything
     that :meth:`Detector.read` takes. Raises UserError where there is none, or it was changed.
 
-    >>> built = oodflow.build_detector(run=plain, score="raw")
-    >>> oodflow.load_detector(built.uri).score
-    'raw'
+    >>> oodflow.load_detector(plain)
+    Traceback (most recent call last):
+    oodflow.errors.UserError: run ... holds no detector; build one: oodflow detector build
     """
     place = str(available_device(device))
     if Path(reference).is_dir():

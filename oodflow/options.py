@@ -7,6 +7,7 @@ from the preset or the data; on the command line it is the word ``auto``.
 import dataclasses
 import numbers
 import os
+import reprlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from types import NoneType
@@ -564,7 +565,7 @@ def checked(option: Option, value: Any) -> Any:
         return float(value)
     if type(value) is not option.kind:
         wanted = ", ".join((KINDS[option.kind], *option.words))
-        raise UserError(f"{option.name} is {value!r}; it takes {wanted}")
+        raise UserError(f"{option.name} is {reprlib.repr(value)}; it takes {wanted}")
     return value
 
 

@@ -96,8 +96,9 @@ def here(trained, monkeypatch):
 def test_the_examples_of_the_docstrings_run(here, monkeypatch):
     for name in ("say", "show"):
         monkeypatch.setattr(console, name, lambda _: None)
-    names = {"oodflow": oodflow, "np": np, "tiny": TINY, **here}
-    finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner(verbose=False)
+    names = {"oodflow": oodflow, "np": np, "Path": Path, "tiny": TINY, **here}
+    finder = doctest.DocTestFinder(recurse=False)
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
     of_api = [getattr(oodflow, name) for name in oodflow.__all__]
     of_api = [thing for thing in of_api if thing.__module__ == api.__name__]
     said: list[str] = []

@@ -137,6 +137,8 @@ def all_pixels(images: Iterable[object], preprocessing: Preprocessing) -> NDArra
     >>> all_pixels(np.zeros((5, 40, 40), np.uint8), Preprocessing(1)).shape
     (5, 1, 32, 32)
     """
+    if isinstance(images, str | Path):
+        images = [images]
     shape = (preprocessing.channels, SIDE, SIDE)
     if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == shape:
         return images

@@ -1,6 +1,7 @@
 """Models that MLflow itself can load and serve: detectors, and the weights of a run."""
 
 import io
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,8 @@ from oodflow.tracking.store import Store, answering
 
 __all__ = ["downloaded", "log_model", "make_loadable", "set_alias"]
 
+TRACKING_URI = "MLFLOW_TRACKING_URI"
+
 
 def log_model(
     store: Store, run_id: str, registered_name: str, tags: Mapping[str, str], **package: Any
@@ -31,7 +34,7 @@ def log_model(
     """
     import mlflow.pyfunc
 
-    before = mlflow.get_tracking_uri()
+    before, variable = mlflow.get_tracking_uri(), os.environ.get(TRACKING_URI)
     mlflow.set_tracking_uri(store.uri)
     try:
         # What mlflow says of it, the command says in its own words.
@@ -45,6 +48,10 @@ def log_model(
             )
     finally:
         mlflow.set_tracking_uri(before)
+        # mlflow writes the variable as well, by which this process would find another store later.
+        os.environ.pop(TRACKING_URI, None)
+        if variable is not None:
+            os.environ[TRACKING_URI] = variable
     version = str(info.registered_model_version)
     for key, value in tags.items():
         store.client.set_model_version_tag(registered_name, version, PREFIX + key, value)
