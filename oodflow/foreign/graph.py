@@ -255,10 +255,11 @@ def _several_scales(top: Foreign, with_gaussians: bool = True) -> Structure:
 
 
 def _class_conditional(model: Foreign) -> Structure:
-    trunk, *rest = parts(part(model, "sequential")).values()
-    heads = rest[0] if rest else model
-    if trunk.name != "CatChansNode" or len(rest) != 1:
-        raise UserError(f"expected a flow and its classes, found {shown(trunk)}")
+    layers = list(parts(part(model, "sequential")).values())
+    names = shown(tuple(each.name for each in layers))
+    if len(layers) != 2 or layers[0].name != "CatChansNode":
+        raise UserError(f"expected a flow and its classes, found {names}")
+    trunk, heads = layers
     if heads.name == "MergeLogDets":
         heads = part(heads, "module")
     if heads.name != "InvertibleClassConditional":

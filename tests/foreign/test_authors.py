@@ -386,6 +386,13 @@ def test_a_bare_state_dict_is_refused_by_name(tmp_path: Path, authors: Callable)
                 converted(tmp_path, saved)
 
 
+def test_a_sequence_of_something_else_is_refused(tmp_path: Path, authors: Callable) -> None:
+    make = authors(drawn(1, classes=3))
+    for layers in ((), (nn.ReLU(),), (nn.ReLU(), nn.ReLU())):
+        with pytest.raises(UserError, match="expected a flow and its classes, found "):
+            converted(tmp_path, make.sequence(*layers))
+
+
 def test_a_flow_alone_is_refused(tmp_path: Path, authors: Callable) -> None:
     trunk = authors(drawn(1, classes=3)).with_classes().sequential[0]
     with pytest.raises(UserError, match="a flow without the density of its latents"):
