@@ -12,7 +12,7 @@ from oodflow.errors import without_secrets
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Board", "board", "duration", "error", "listening", "progress", "say", "show"]
+__all__ = ["Board", "board", "drawn", "duration", "error", "listening", "progress", "say", "show"]
 
 
 SECONDS_BETWEEN_DRAWINGS = 0.2
@@ -131,7 +131,7 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[..., Non
         return
     with board() as draw:
         draw(what, done, total or None, "")
-        yield _throttled(lambda *said: draw(what, *said), total or None, idle=not _drawn())
+        yield _throttled(lambda *said: draw(what, *said), total or None, idle=not drawn())
 
 
 def _throttled(show: Listener, known: int | None, idle: bool = False) -> Callable[..., None]:
@@ -148,7 +148,7 @@ def _throttled(show: Listener, known: int | None, idle: bool = False) -> Callabl
     return advance
 
 
-def _drawn() -> bool:
+def drawn() -> bool:
     """Whether there is something to draw bars on."""
     return bool(_watched(_console(stderr=True)))
 

@@ -87,6 +87,8 @@ class Prepared:
             names = json.loads(file.read_text())
         except FileNotFoundError:
             return None
+        except PermissionError:
+            raise
         except (OSError, ValueError) as error:
             raise self._damaged(file) from error
         if not isinstance(names, list) or len(names) != self.folds[fold].count:
@@ -99,6 +101,8 @@ class Prepared:
             # Copy on write: torch wants writable memory, and nobody may change the file.
             array = np.load(file, mmap_mode="c", allow_pickle=False)
         # numpy has no one error for a file that is cut or is something else.
+        except PermissionError:
+            raise
         except (OSError, ValueError, EOFError, SyntaxError) as error:
             raise self._damaged(file) from error
         if array.shape != shape or array.dtype != kind:
@@ -139,6 +143,8 @@ def find(facts: Dataset, data_dir: Path, stamp: str) -> Prepared | None:
         notes = tuple(map(str, said.get("notes", ())))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file} is damaged; make it anew: oodflow datasets prepare {facts.name}"

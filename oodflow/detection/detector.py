@@ -426,6 +426,8 @@ def _calibration_table(path: Path) -> pd.DataFrame:
             raise ValueError("its columns are not numbers")
         # Column by column: what else the file says of its columns is not listened to.
         return pd.DataFrame({name: table[name].to_numpy() for name in table.column_names})
+    except PermissionError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(
             f"{path} holds no calibration scores ({type(error).__name__}); get it anew"

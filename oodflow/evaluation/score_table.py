@@ -57,6 +57,8 @@ def read_table(path: Path | str) -> tuple[pd.DataFrame, dict[str, str]]:
         raise UserError(f"score table {path} does not exist") from error
     except KeyError as error:
         raise UserError(f"{path} is not a score table: it lacks {error.args[0]!r}") from error
+    except PermissionError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(
             f"score table {path} cannot be read ({type(error).__name__}); "

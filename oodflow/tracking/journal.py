@@ -101,6 +101,8 @@ def read_record(path: Path) -> Record:
         values = json.loads(path.read_text())
         datasets = tuple(DatasetUse(**each) for each in values.pop("datasets"))
         return Record(**values, datasets=datasets)
+    except PermissionError:
+        raise
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"damaged {path}: {error}; remove it, --resume writes it again") from error
 

@@ -314,6 +314,8 @@ def artifact(store: Store, run_id: str, path: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="oodflow-") as folder:
         try:
             local = Path(store.client.download_artifacts(run_id, path, folder))
+        except PermissionError:
+            raise
         except (MlflowException, OSError) as error:
             # A store that does not answer says so here itself: nothing was deleted then.
             list_artifacts(store, run_id, str(Path(path).parent))

@@ -109,9 +109,13 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
     try:
+        # The reader of safetensors has one error for all; this one says what may not be read.
+        path.open("rb").close()
         with safe_open(path, framework="pt") as file:
             facts = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except PermissionError:
+        raise
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"damaged checkpoint {path}: {error}; use another run") from error
     if "digest" not in facts:

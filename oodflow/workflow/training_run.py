@@ -7,8 +7,10 @@ are delivered (see :mod:`oodflow.workflow.run_state`).
 
 import dataclasses
 import math
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +30,14 @@ from oodflow.models.likelihood import LikelihoodModel
 from oodflow.options import TrainingOptions
 from oodflow.tracking import runs
 from oodflow.tracking.delivery import delivering
-from oodflow.tracking.journal import JOURNAL_FILE, RECORD_FILE, append_report, tell, write_record
+from oodflow.tracking.journal import (
+    JOURNAL_FILE,
+    RECORD_FILE,
+    Report,
+    append_report,
+    tell,
+    write_record,
+)
 from oodflow.training.checkpoint import save_model, save_training
 from oodflow.training.distributed import broadcast, world
 from oodflow.training.interruption import Checkpoints
@@ -55,6 +64,9 @@ __all__ = [
     "train_run",
 ]
 
+
+SECONDS_BETWEEN_LINES = 30.0
+"""Seconds between two lines of a training in a log file, at least."""
 
 UNTRANSLATED = ("tarflow",)
 """Models whose public training mirrors images but does not shift them (arXiv:2412.06329)."""
@@ -192,10 +204,13 @@ def _train(
         console.say(f"{plan.name}: goes on at update {state.step} of {steps}")
     elif resumed:
         console.say(f"{plan.name}: run {run_id} has no checkpoint here, starts from the beginning")
+    else:
+        console.say(f"{plan.name}: run {run_id}, {steps} updates")
+    _say_where_busy(session)
     if not state and not plan.init:
         initialise(model, data.inliers)
     checkpoints = Checkpoints(lambda: save_training(folder, trainer.state(), experiment))
-    every = experiment.optimisation.report_every
+    every, log = experiment.optimisation.report_every, _log_lines(plan, steps)
     with _numerical(plan, run_id), delivering(session.store, run_id, reports, resumed) as deliver:
         with console.progress(plan.name, steps, trainer.step) as advance, checkpoints:
 
@@ -212,6 +227,7 @@ def _train(
                     metrics = report_metrics(report) | data.validation(model)
                     reports.append(append_report(folder / JOURNAL_FILE, report.step, metrics))
                     deliver(reports[-1])
+                    log(reports[-1])
                 checkpoints.save()
         logged = [report.metrics for report in reports]
         why = why_failed(model, logged, steps, int(logged[-1].get(NON_FINITE, 0)))
@@ -221,6 +237,33 @@ def _train(
     # Here, since by now the store has the reports that show it.
     if why:
         raise _failed(plan, run_id, why)
+
+
+def _log_lines(plan: TrainingPlan, steps: int) -> Callable[[Report], None]:
+    """``log(report)`` is a line now and then where no bar is drawn, such as in a log file."""
+    said = time.monotonic()
+
+    def log(report: Report) -> None:
+        nonlocal said
+        if console.drawn() or time.monotonic() < said + SECONDS_BETWEEN_LINES:
+            return
+        said = time.monotonic()
+        bpd = report.metrics.get("train/bpd")
+        of = "" if bpd is None else f", {bpd:.3f} bpd"
+        console.say(f"{plan.name}: update {report.step} of {steps}{of}")
+
+    return log
+
+
+def _say_where_busy(session: Session) -> None:
+    """Threads that wait for a core in each other's way make an update many times slower."""
+    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+    load = os.getloadavg()[0]
+    if session.device.type == "cpu" and threads > 1 and load + threads > 1.5 * cores:
+        console.say(
+            f"this machine is busy (load {load:.1f} on {cores} cores): {threads} threads may take "
+            "longer than one; OMP_NUM_THREADS=1 before the command makes it one"
+        )
 
 
 @contextmanager
