@@ -150,6 +150,9 @@ for _name, _entry in ENTRY_POINTS.items():
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line, exit with the contract's codes; SIGTERM interrupts as Ctrl-C does."""
+    from oodflow.console import any_text
+
+    any_text()
     terminated = []
 
     def interrupt(*_: Any) -> None:

@@ -1,10 +1,13 @@
 """What people see in the terminal: lines, a live progress bar, tables. Results go to stdout."""
 
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 from oodflow.errors import without_secrets
@@ -12,7 +15,18 @@ from oodflow.errors import without_secrets
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Board", "board", "drawn", "duration", "error", "listening", "progress", "say", "show"]
+__all__ = [
+    "Board",
+    "any_text",
+    "board",
+    "drawn",
+    "duration",
+    "error",
+    "listening",
+    "progress",
+    "say",
+    "show",
+]
 
 
 SECONDS_BETWEEN_DRAWINGS = 0.2
@@ -33,18 +47,42 @@ UNITS = (
 
 def say(line: str) -> None:
     """One line for the reader, as it is: nothing in it is taken for markup."""
-    _console().print(without_secrets(line), markup=False, highlight=False, soft_wrap=True)
+    _print(without_secrets(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def show(table: "Table") -> None:
     """A results table, in its full width where no terminal limits it."""
-    _console().print(table)
+    _print(table)
 
 
 def error(line: str) -> None:
     """One line on stderr that says what is wrong."""
     said = f"error: {without_secrets(line)}"
-    _console(stderr=True).print(said, markup=False, highlight=False, soft_wrap=True)
+    _print(said, stderr=True, markup=False, highlight=False, soft_wrap=True)
+
+
+def any_text() -> None:
+    """Let stdout and stderr take any text: what their encoding does not have is spelled out."""
+    for stream in (sys.stdout, sys.stderr):
+        # In the C locale errors are "surrogateescape", which spells out no letter.
+        strict = getattr(stream, "errors", "") in ("strict", "surrogateescape")
+        if strict and isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _print(what: Any, stderr: bool = False, **how: Any) -> None:
+    """Print; where nobody reads any more, or the disk is full, a line is lost and nothing else."""
+    any_text()
+    stream = sys.stderr if stderr else sys.stdout
+    try:
+        _console(stderr).print(what, **how)
+    # rich ends the process where a pipe is closed; a closed stream is a ValueError.
+    except (OSError, ValueError, SystemExit) as error:
+        if isinstance(error, ValueError) and not getattr(stream, "closed", True):
+            raise
+        # What waits in the stream's buffer would raise again when the process ends.
+        with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _console(stderr: bool = False) -> Any:

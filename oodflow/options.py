@@ -7,6 +7,7 @@ from the preset or the data; on the command line it is the word ``auto``.
 import dataclasses
 import numbers
 import os
+import re
 import reprlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -58,6 +59,7 @@ __all__ = [
     "checked",
     "options_of",
     "seed_list",
+    "word_list",
 ]
 
 AUTO = "auto"
@@ -567,6 +569,16 @@ def checked(option: Option, value: Any) -> Any:
         wanted = ", ".join((KINDS[option.kind], *option.words))
         raise UserError(f"{option.name} is {reprlib.repr(value)}; it takes {wanted}")
     return value
+
+
+def word_list(text: str) -> tuple[str, ...]:
+    """The words of a comma-separated list; a comma within a word is written as ``\\,``.
+
+    >>> word_list("cifar10, folder:a\\\\,b")
+    ('cifar10', 'folder:a,b')
+    """
+    words = re.split(r"(?<!\\),", text)
+    return tuple(word.strip().replace("\\,", ",") for word in words)
 
 
 def seed_list(text: str) -> Seeds:

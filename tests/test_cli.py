@@ -342,3 +342,54 @@ def test_without_a_terminal_a_table_is_not_cut_at_80_columns(capsys, monkeypatch
     out = capsys.readouterr().out
     assert "0123456789abcdef" * 2 in out
     assert "…" not in out
+
+
+PRINTING = """
+import sys
+from oodflow.console import error, say, show
+from rich.table import Table
+table = Table("glow · 4×4 λ", "日本")
+table.add_row("caf\\udce9", "😀")
+for _ in range(3):
+    say("T = 1000 · λ × 4 – caf\\udce9 😀")
+    show(table)
+    error("what · λ caf\\udce9")
+sys.exit(7)
+"""
+
+
+@pytest.fixture
+def printing(tmp_path) -> str:
+    """A script that prints what a narrow or old terminal cannot show, and ends with code 7."""
+    file = tmp_path / "printing.py"
+    file.write_text(PRINTING, encoding="utf-8")
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "latin-1"},
+        {"PYTHONIOENCODING": "utf-8"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"COLUMNS": "1"},
+        {"FORCE_COLOR": "1", "TERM": "dumb", "COLUMNS": "20"},
+    ],
+)
+def test_no_terminal_ends_a_command(variables, printing):
+    done = subprocess.run(
+        [sys.executable, printing], capture_output=True, env={**os.environ, **variables}
+    )
+    assert done.returncode == 7 and b"Traceback" not in done.stderr
+    assert done.stdout.count(b"T = 1000") == 3
+
+
+@pytest.mark.parametrize("where", ["/dev/full", "closed", "nobody reads"])
+def test_output_that_goes_nowhere_ends_no_command(where, printing):
+    end = {"/dev/full": ">/dev/full 2>/dev/full", "closed": ">&- 2>&-", "nobody reads": "| true"}
+    command = f'"$0" "$1" {end[where]}; echo ${{PIPESTATUS[0]}}'
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable, printing], capture_output=True, text=True
+    )
+    assert done.stdout == "7\n", done.stderr

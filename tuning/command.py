@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import shlex
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -185,7 +186,8 @@ def _sum_up(
     given = [(name, getattr(chosen, name)) for name in names]
     options = [(name.replace("_", "-"), value) for name, value in given if value is not None]
     options += [(name.replace("_", "-"), repr(value)) for name, value in values.items()]
-    line = "oodflow finetune " + " ".join(f"--{name} {value}" for name, value in options)
+    words = (word for name, value in options for word in (f"--{name}", str(value)))
+    line = shlex.join(["oodflow", "finetune", *words])
     pruned = sum(trial.state == TrialState.PRUNED for trial in ended)
     infeasible = sum(not feasible(trial) for trial in ended) - pruned
     found = ", ".join(f"{name} {value:.4g}" for name, value in values.items())

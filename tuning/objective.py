@@ -8,6 +8,7 @@ import pandas as pd
 from oodflow.errors import UserError
 from oodflow.evaluation.metrics import auroc
 from oodflow.evaluation.scores import compute_scores
+from oodflow.options import word_list
 
 __all__ = [
     "Pair",
@@ -40,7 +41,7 @@ def parse_objective(text: str, dataset: str) -> tuple[tuple[Pair, ...], bool]:
     True
     """
     pairs, with_bpd = [], False
-    for entry in text.split(","):
+    for entry in word_list(text):
         name, equals, weight = entry.strip().rpartition("=")
         if entry.strip() == "bpd":
             with_bpd = True

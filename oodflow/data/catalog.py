@@ -22,6 +22,7 @@ __all__ = [
     "FOLDS",
     "Dataset",
     "agreeing",
+    "dataset_list",
     "data_folder",
     "lookup",
     "plugin_of",
@@ -88,10 +89,14 @@ class Dataset:
         """The name as it stands in metrics, file names and tables: a folder has a short one."""
         if not self.name.startswith("folder:"):
             return self.name
-        path = Path(self.name.removeprefix("folder:").partition("?")[0])
-        word = re.sub(r"[^A-Za-z0-9_.-]+", "-", path.name) or "folder"
+        path = Path(_path_and_options(self.name.removeprefix("folder:"))[0])
+        word = re.sub(r"[^A-Za-z0-9_.-]+", "-", path.name).lstrip("-.")[:LONGEST_WORD]
+        word = word if re.search("[A-Za-z0-9]", word) else "folder"
         return f"{word}-{hashlib.sha256(self.name.encode()).hexdigest()[:6]}"
 
+
+LONGEST_WORD = 60
+"""Letters of a folder's name in its short name: file names and metrics have limits."""
 
 RGB_GENERALS = ("tiny", "tiny300k", "imagenet32", "pictures", "sketch-general")
 GREY_GENERALS = tuple(f"{name}-grey" for name in RGB_GENERALS if name != "pictures")
@@ -467,13 +472,59 @@ def plugin_of(name: str) -> str:
     return CATALOG.origin(name) or CATALOG.origin(name.removesuffix("-grey"))
 
 
+def dataset_list(text: str) -> tuple[str, ...]:
+    """The datasets of a comma-separated list.
+
+    What follows a comma and is no dataset belongs to the name of the folder before it; a comma that
+    would still be taken for the end of a name is written as ``\\,``.
+
+    >>> dataset_list("cifar10, folder:a,b?test=1,svhn")
+    ('cifar10', 'folder:a,b?test=1', 'svhn')
+    >>> dataset_list("folder:a\\\\,svhn")
+    ('folder:a,svhn',)
+    """
+    names: list[str] = []
+    for part in re.split(r"(?<!\\),", text):
+        word = part.replace("\\,", ",")
+        if names and names[-1].lstrip().startswith("folder:") and not _begins_a_name(word.strip()):
+            names[-1] += f",{word}"
+        else:
+            names.append(word)
+    return tuple(name.strip() for name in names)
+
+
+def _begins_a_name(word: str) -> bool:
+    if ":" in word:
+        return True
+    try:
+        return bool(lookup(word))
+    except UserError:
+        return False
+
+
 def slug_of(name: str) -> str:
     """A dataset's short name, even of a dataset that no longer exists."""
     return lookup(name).slug if name.startswith("folder:") else name
 
 
+def _path_and_options(text: str) -> tuple[str, str]:
+    """The path of a folder, and the options behind the last ``?``: "" where there are none.
+
+    What follows a ``?`` and does not look like options belongs to the path.
+
+    >>> _path_and_options("what?"), _path_and_options("a?b/c?crop=32&flip=0")
+    (('what?', ''), ('a?b/c', 'crop=32&flip=0'))
+    """
+    path, mark, query = text.rpartition("?")
+    if mark and re.fullmatch(r"[^=&/?]+=[^&/?]*(&[^=&/?]+=[^&/?]*)*", query):
+        return path, query
+    return text, ""
+
+
 def _folder(text: str) -> Dataset:
-    path, _, query = text.partition("?")
+    path, query = _path_and_options(text)
+    if not query and (word := path.rpartition("?")[2]) in FOLDER_OPTIONS and word != path:
+        raise UserError(f"{word!r} behind the ? of folder:{path} is not KEY=VALUE&KEY=VALUE")
     if not path:
         raise UserError("folder: names no folder; write folder:PATH")
     try:
@@ -491,6 +542,11 @@ def _folder(text: str) -> Dataset:
         if options.get(key, known[0]) not in known:
             raise unknown_name(f"folder option {key}", options[key], known)
     place = Path(path).expanduser().resolve()
+    if os.fsencode(place).decode("utf-8", "ignore") != str(place):
+        shown = os.fsencode(place).decode("utf-8", "backslashreplace")
+        raise UserError(
+            f"the name of the folder {shown} is not UTF-8, so no run could be stored; rename it"
+        )
     role = options.get("role", "in_distribution")
     grey = options.get("channels") == "1"
     outliers = ("sketch-digits-grey", "sketch-scenes-grey") if grey else (
@@ -530,7 +586,7 @@ def agreeing(name: str, channels: int) -> str:
             "choose a dataset of colour images or a grey in-distribution"
         )
     if facts.source == "folder":
-        path = facts.name.partition("?")[0]
+        path = f"folder:{facts.where}"
         return lookup(f"{path}?{urlencode({**facts.options, 'channels': '1'})}").name
     return f"{name}-grey"
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -27,7 +28,7 @@ from oodflow.data.source import Fold, Piece, Raw
 from oodflow.errors import UserError
 from oodflow.files import exclusively
 
-__all__ = ["FoldFacts", "Prepared", "digest_of", "find", "keep"]
+__all__ = ["FoldFacts", "Prepared", "digest_of", "find", "keep", "preparing"]
 
 SIDE = 32
 BLOCK = 1 << 22
@@ -64,7 +65,7 @@ class Prepared:
         if getattr(CATALOG.get(self.facts.name), f"{fold}_size", 0):
             raise UserError(
                 f"{self.facts.name} was prepared without its {fold} fold; get the files of both "
-                f"and prepare it again: oodflow datasets prepare {self.facts.name} --from PATH"
+                f"and prepare it again: {preparing(self.facts.name)} --from PATH"
             )
         raise UserError(f"{self.facts.name} has no {fold} fold: it serves as outliers only")
 
@@ -110,9 +111,12 @@ class Prepared:
         return array
 
     def _damaged(self, file: Path) -> UserError:
-        return UserError(
-            f"{file} is damaged; make it anew: oodflow datasets prepare {self.facts.name}"
-        )
+        return UserError(f"{file} is damaged; make it anew: {preparing(self.facts.name)}")
+
+
+def preparing(name: str) -> str:
+    """The command that prepares a dataset, as a shell takes it."""
+    return f"oodflow datasets prepare {shlex.quote(name)}"
 
 
 def digest_of(
@@ -146,9 +150,7 @@ def find(facts: Dataset, data_dir: Path, stamp: str) -> Prepared | None:
     except PermissionError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file} is damaged; make it anew: oodflow datasets prepare {facts.name}"
-        ) from error
+        raise UserError(f"{file} is damaged; make it anew: {preparing(facts.name)}") from error
     if made_from != stamp:
         return None
     sizes = {fold: folds[fold].count if fold in folds else 0 for fold in ("train", "test")}

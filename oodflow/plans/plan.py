@@ -34,10 +34,11 @@ from typing import Any
 
 import yaml
 
-from oodflow.data.catalog import lookup
+from oodflow.data.catalog import dataset_list, lookup
 from oodflow.entry_points import ENTRY_POINTS
 from oodflow.errors import UserError, unknown_name
 from oodflow.options import AUTO, Option, checked, options_of
+from oodflow.plans.plan_yaml import read_yaml
 
 __all__ = ["RUN_OPTIONS", "RunPlan", "Step", "built_in", "options_in_plans", "read_plan"]
 
@@ -130,9 +131,9 @@ def read_plan(reference: str) -> RunPlan:
 def parse_plan(source: str, text: str) -> RunPlan:
     """The plan that a text describes; ``source`` is what errors call it."""
     try:
-        content = yaml.safe_load(text)
+        content = read_yaml(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{source} is not valid YAML: {error}") from error
+        raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
     plan = _keys(source, "the plan", content, PLAN_KEYS, "key")
     lacking = [key for key in ("title", "seeds", "steps") if not plan.get(key)]
     if lacking:
@@ -241,14 +242,17 @@ def _value(where: str, option: Option, value: Any, values: Mapping[str, Any]) ->
             raise UserError(f"{where}: {unknown_name('value', value, [f'${v}' for v in values])}")
         _value(where, option, values[value[1:]], {})
         return value
+    # 1e4 is a number with a point in YAML.
+    if option.kind is int and type(value) is float and value.is_integer():
+        value = int(value)
     try:
         # YAML writes the number 6000 and the hash of an experiment knows 6000.0.
         value = checked(option, value)
         if option.choices and value not in option.choices:
             raise unknown_name(option.name, str(value), filter(None, option.choices))
         if option.name in DATASETS and value != AUTO:
-            for name in str(value).split(","):
-                lookup(name.strip())
+            for name in dataset_list(str(value)) if option.name == "ood" else (str(value),):
+                lookup(name)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     return value

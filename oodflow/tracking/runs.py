@@ -41,6 +41,7 @@ __all__ = [
     "artifact",
     "end",
     "ended_on_error",
+    "equals",
     "exists",
     "find",
     "get",
@@ -64,6 +65,12 @@ __all__ = [
     "set_tags",
     "start",
 ]
+
+PATTERN_SIGNS = r"""['"\\%]"""
+"""Characters that a pattern has ``_`` for: those that end a text, and those with a meaning."""
+
+SHORT_ID = re.compile("[0-9a-f]{4,31}")
+"""The beginning of a run's id."""
 
 BATCH = 900
 """Metrics sent in one request; MLflow takes at most 1 000."""
@@ -354,14 +361,39 @@ def get(store: Store, run_id: str) -> RunInfo:
 
 
 def resolve(store: Store, reference: str) -> RunInfo:
-    """The run that a run id or a registry URI (``models:/NAME/VERSION``, ``@ALIAS``) names."""
+    """The run that a reference names; UserError where it names none or several.
+
+    A run id or the beginning of one, a registry URI (``models:/NAME/VERSION``, ``@ALIAS``), or a
+    run's name.
+    """
     if not reference.startswith("models:/"):
-        return get(store, reference)
+        return _named(store, reference)
     try:
         version = model_version(store, reference)
     except MlflowException as error:
         raise _no_version(reference) from error
     return get(store, version.run_id or "")
+
+
+def _named(store: Store, reference: str) -> RunInfo:
+    try:
+        return get(store, reference)
+    except UserError:
+        ours = f"tags.`{PREFIX}kind` LIKE '%'"
+        found = []
+        if SHORT_ID.fullmatch(reference):
+            found = _search(store, [ours, f"attributes.run_id LIKE '{reference}%'"])
+        if not found and reference:
+            named = _search(store, [ours, equals("attributes.run_name", reference)])
+            found = [run for run in named if run.name == reference]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            raise
+    raise UserError(
+        f"{reference!r} names {len(found)} runs, such as {found[0].run_id} and {found[1].run_id}; "
+        "give more of the id"
+    )
 
 
 def model_version(store: Store, reference: str) -> ModelVersion:
@@ -389,14 +421,35 @@ def find(store: Store, tags: Mapping[str, str], status: str = "") -> list[RunInf
 
     In every experiment: ``mlflow run`` puts the run of a command into its own default one.
     """
-    known = _all(lambda token: store.client.search_experiments(max_results=PAGE, page_token=token))
-    experiments = [each.experiment_id for each in known]
     parts = [f"tags.`{PREFIX}kind` LIKE '%'"]
     for key, value in tags.items():
-        quote = '"' if "'" in value else "'"
-        parts.append(f"tags.`{PREFIX}{key}` = {quote}{value}{quote}")
+        parts.append(equals(f"tags.`{PREFIX}{key}`", value))
     if status:
-        parts.append(f"attributes.status = '{status}'")
+        parts.append(equals("attributes.status", status))
+    found = _search(store, parts)
+    # A pattern may stand for a value, so what is found is compared as well.
+    return [run for run in found if tags.items() <= run.tags.items()]
+
+
+def equals(field: str, value: str) -> str:
+    """A clause of an MLflow filter for a text of any characters.
+
+    MLflow has no escape for quotes within quotes: a value with both kinds becomes a pattern that
+    other values may fit as well.
+
+    >>> print(equals("tags.a", "it's"), "|", equals("tags.a", chr(39) + chr(34)))
+    tags.a = "it's" | tags.a LIKE '__'
+    """
+    if "'" in value and '"' in value:
+        return f"{field} LIKE '{re.sub(PATTERN_SIGNS, '_', value)}'"
+    quote = '"' if "'" in value else "'"
+    return f"{field} = {quote}{value}{quote}"
+
+
+def _search(store: Store, parts: Iterable[str]) -> list[RunInfo]:
+    """The runs of every experiment that a filter's clauses fit, the newest first."""
+    known = _all(lambda token: store.client.search_experiments(max_results=PAGE, page_token=token))
+    experiments = [each.experiment_id for each in known]
     found = _all(
         lambda token: store.client.search_runs(
             experiments,
@@ -422,7 +475,7 @@ def _all(page: Callable[[str | None], PagedList[Any]]) -> Iterator[Any]:
 
 def model_uri(store: Store, run_id: str) -> str:
     """``models:/NAME/VERSION`` of a run's newest version in the registry, or ""."""
-    found = store.client.search_model_versions(f"run_id = '{run_id}'")
+    found = store.client.search_model_versions(equals("run_id", run_id))
     return f"models:/{found[0].name}/{found[0].version}" if found else ""
 
 
@@ -436,7 +489,8 @@ def register(store: Store, run_id: str, name: str) -> str:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    known = store.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    clauses = f"{equals('name', name)} and {equals('run_id', run_id)}"
+    known = store.client.search_model_versions(clauses)
     if known:
         version = known[0].version
     else:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from oodflow import console
 from oodflow.data.batches import step_generator
-from oodflow.data.catalog import agreeing, lookup, slug_of
+from oodflow.data.catalog import agreeing, dataset_list, lookup, slug_of
 from oodflow.data.images import Images
 from oodflow.errors import UserError
 from oodflow.evaluation.extremes import highest, random_subset
@@ -128,7 +128,7 @@ def fourier(session: Session, run: RunInfo, chosen: AnalyseOptions) -> AnalysisT
     if chosen.images == AUTO:
         names = (dataset, *session.outliers(run.tags["dataset"])[:2])
     else:
-        given = (name.strip() for name in chosen.images.split(","))
+        given = dataset_list(chosen.images)
         names = tuple(dict.fromkeys(agreeing(name, lookup(dataset).channels) for name in given))
     sets = [session.images(name, "test", chosen.limit) for name in names]
 

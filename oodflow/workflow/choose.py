@@ -1,5 +1,6 @@
 """Which run ``auto``, ``own`` or a reference means, and the command that makes a missing one."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -70,7 +71,7 @@ def general_of(store: Store, reference: str, dataset: str, model: Model, preset:
         f"of a general set with depth {model.depth}, width {model.hidden} and "
         f"{model.channels} channels",
         "train",
-        f"--dataset {next(there, sets[-1])} --preset {preset}",
+        f"--dataset {shlex.quote(next(there, sets[-1]))} --preset {preset}",
         model,
     )
 
@@ -105,7 +106,7 @@ def own_of(store: Store, dataset: str, model: Model, preset: str, seed: int) -> 
         _newest(store, tags, _of_model(model)),
         f"trained from scratch on {dataset} with seed {seed}",
         "train",
-        f"--dataset {dataset} --preset {preset} --seeds {seed}",
+        f"--dataset {shlex.quote(dataset)} --preset {preset} --seeds {seed}",
         model,
     )
 
@@ -125,7 +126,7 @@ def contrast_of(store: Store, reference: str, outliers: str, model: Model, seed:
         _newest(store, tags, _of_model(model)),
         f"on {outliers} with seed {seed} to contrast with",
         "finetune",
-        f"--dataset {outliers} --seeds {seed}",
+        f"--dataset {shlex.quote(outliers)} --seeds {seed}",
         model,
     )
 
@@ -146,7 +147,7 @@ def tuned(
     if loss == "none" or not studies:
         raise UserError(
             f"no registered study of the {loss} loss with {options.model} on {dataset}; make one: "
-            f"oodflow tune --dataset {dataset} --model {options.model} "
+            f"oodflow tune --dataset {shlex.quote(dataset)} --model {options.model} "
             f"--outlier-loss {'binary' if loss == 'none' else loss}"
         )
     study, values = studies[0], dict[str, Any]()

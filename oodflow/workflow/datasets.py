@@ -9,7 +9,7 @@ from rich.table import Table
 from oodflow import console
 from oodflow.data.catalog import CATALOG, FOLDS, data_folder, lookup
 from oodflow.data.images import download, lack, prepare, raw_path
-from oodflow.data.prepared import Prepared, digest_of
+from oodflow.data.prepared import Prepared, digest_of, preparing
 from oodflow.data.resampling import compared, traces_of
 from oodflow.errors import UserError
 from oodflow.options import CheckOptions, DatasetListOptions, PrepareOptions
@@ -144,7 +144,7 @@ def _checked(ready: Prepared, fold: str) -> tuple[str, ...]:
     if digest != known.digest:
         raise UserError(
             f"{ready.folder / f'{fold}.npy'} has digest {digest}, prepared was {known.digest}; "
-            f"make it anew: oodflow datasets prepare {ready.facts.name}"
+            f"make it anew: {preparing(ready.facts.name)}"
         )
     count = pixels[:, 0].size
     mean, std = sums / count, np.sqrt(np.maximum(squares / count - (sums / count) ** 2, 0))

@@ -130,7 +130,7 @@ def load_detector(store: Store, reference: str, device: str = "cpu") -> Detector
     """
     uri = reference
     if not reference.startswith("models:/"):
-        run = runs.get(store, reference)
+        run = runs.resolve(store, reference)
         if "detector" not in run.tags:
             raise UserError(
                 f"run {reference} ({run.name}) holds no detector; build one: oodflow detector build"

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from oodflow import console
-from oodflow.data.catalog import CATALOG, agreeing, lookup, slug_of
+from oodflow.data.catalog import CATALOG, agreeing, dataset_list, lookup, slug_of
 from oodflow.data.resampling import compared
 from oodflow.errors import UserError
 from oodflow.evaluation.metrics import evaluate_scores
@@ -124,8 +124,7 @@ def outlier_datasets(session: Session, dataset: str, given: str) -> tuple[str, .
             console.say(f"not present, left out: {', '.join(absent)}")
         return chosen
     channels = lookup(dataset).channels
-    names = (name.strip() for name in given.split(","))
-    chosen = tuple(dict.fromkeys(agreeing(name, channels) for name in names))
+    chosen = tuple(dict.fromkeys(agreeing(name, channels) for name in dataset_list(given)))
     for name in chosen:
         if name == dataset:
             raise UserError(f"{dataset} cannot be its own outlier dataset; name another in ood")

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from oodflow import console
 from oodflow.errors import without_secrets
@@ -13,18 +13,27 @@ from oodflow.tracking.run_info import RunInfo, tracking_uri
 __all__ = ["list_command", "listed", "show_command"]
 
 
+SHOWN = 8
+"""Digits of a run's id in the table, more where they do not tell the runs apart."""
+
+
 def list_command(options: RunListOptions) -> None:
     """All runs that match the filters, the newest first."""
     found = listed(options)
     if not found:
         console.say("no runs; make some: oodflow main")
         return
-    table = Table("id", "name", "kind", "status", "registered", "started", "time", "bpd", "AUROC")
+    digits = SHOWN
+    while len({run.run_id[:digits] for run in found}) < len(found):
+        digits += 1
+    table = Table(Column("id", no_wrap=True, min_width=digits))
+    for name in ("name", "kind", "status", "registered", "started", "time", "bpd", "AUROC"):
+        table.add_column(name)
     for run in found:
         own = run.metrics.get(f"bpd/{run.tags.get('dataset')}")
         best = [v for k, v in run.metrics.items() if k.startswith("auroc/mean/")]
         table.add_row(
-            run.run_id,
+            run.run_id[:digits],
             run.name,
             run.tags.get("kind", ""),
             run.status.lower(),

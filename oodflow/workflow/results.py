@@ -90,9 +90,9 @@ def show_runs(finished: Sequence[RunInfo]) -> None:
 
 
 def _bpd_table(finished: Iterable[RunInfo]) -> "Table":
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("run", "id", "bits per dimension")
+    table = Table("run", Column("id", no_wrap=True, min_width=32), "bits per dimension")
     for run in finished:
         own = run.metrics.get(f"bpd/{slug_of(run.tags['dataset'])}")
         table.add_row(run.name, run.run_id, "–" if own is None else f"{own:.3f}")

@@ -1,12 +1,13 @@
 """The catalogue: facts that hold together, and where the data folder is."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from oodflow.data.catalog import CATALOG, agreeing, data_folder, lookup, slug_of
+from oodflow.data.catalog import CATALOG, agreeing, data_folder, dataset_list, lookup, slug_of
 from oodflow.errors import UserError
 
 
@@ -51,6 +52,37 @@ def test_a_folder_is_known_by_its_place_and_options(tmp_path, monkeypatch):
     assert lookup("folder:my photos").slug != facts.slug
     assert lookup("folder:x?role=general").role == "general"
     assert lookup("folder:x?channels=1").channels == 1 and not lookup("folder:x?flip=0").flip
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["what?", "a?b/c", "comma, b", "it's \"q\"", "100% & #1", "日本", "x" * 200, "-", ".hidden?",
+     "a=b", "photos? 32 of 2020", "tab\tnew\nline"],
+)  # fmt: skip
+@pytest.mark.parametrize("options", ["", "?crop=32&flip=0", "?channels=1"])
+def test_a_folder_may_have_any_name(tmp_path, path, options):
+    facts = lookup(f"folder:{tmp_path / path}{options}")
+    assert facts.where == str(tmp_path / path)
+    assert facts.options == dict(pair.split("=") for pair in options[1:].split("&") if pair)
+    assert lookup(facts.name) == facts
+    grey = lookup(agreeing(facts.name, 1))
+    assert grey.where == facts.where and grey.channels == 1
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{7,99}", facts.slug)
+    plain = str(tmp_path / path).replace(",", "\\,")
+    assert dataset_list(f"svhn,folder:{plain}{options},cifar10") == (
+        "svhn", f"folder:{tmp_path / path}{options}", "cifar10"
+    )  # fmt: skip
+
+
+def test_a_name_like_options_needs_options_of_its_own():
+    assert lookup("folder:/a?test=1").where == "/a"
+    facts = lookup("folder:/a?test=1?flip=1")
+    assert facts.where == "/a?test=1" and lookup(facts.name) == facts
+
+
+def test_a_folder_whose_name_is_not_utf8_is_refused_before_any_work(tmp_path):
+    with pytest.raises(UserError, match=r"caf\\xe9 is not UTF-8.*rename it"):
+        lookup(f"folder:{tmp_path}/caf\udce9")
 
 
 @pytest.mark.parametrize(

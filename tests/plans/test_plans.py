@@ -454,3 +454,37 @@ def test_the_examples_of_the_command_name_steps_that_are_there():
         given = command.make_context("reproduce", shlex.split(example)[2:]).params
         names = {step.name for step in read_plan(given["plan"]).steps}
         assert set(given["only"].split(",")) <= names | {"all"}
+
+
+def one_step(options: str) -> str:
+    """A plan of one training with these options."""
+    return f"title: t\nseeds: [1]\nsteps: [{{name: a, entry_point: train, with: {options}}}]"
+
+
+@pytest.mark.parametrize(
+    ("written", "lr"),
+    [("1e-3", 1e-3), ("1E-3", 1e-3), (".001", 1e-3), ("1.e-3", 1e-3), ("+2", 2.0)],
+)
+def test_numbers_are_those_of_yaml_1_2(written, lr):
+    [step] = parse_plan("mine.yaml", one_step(f"{{lr: {written}, steps: 1e4}}")).steps
+    assert step.options["lr"] == lr and type(step.options["lr"]) is float
+    assert step.options["steps"] == 10_000 and type(step.options["steps"]) is int
+
+
+@pytest.mark.parametrize("written", ["1_000", "1:30", "0x10", "yes", "2020-01-01", "'1'"])
+def test_what_is_a_text_in_yaml_1_2_is_no_number(written):
+    text = one_step(f"{{steps: {written}}}")
+    with pytest.raises(UserError, match="steps is '.*'; it takes a whole number"):
+        parse_plan("mine.yaml", text)
+
+
+@pytest.mark.parametrize("text", ["title: a\ntitle: b", "title: t\nsteps: [{name: a, 'name': b}]"])
+def test_a_key_that_is_given_twice_is_refused_with_its_line(text):
+    with pytest.raises(UserError, match="key (title|name) is given twice.*line 2") as error:
+        parse_plan("mine.yaml", text)
+    assert "\n" not in str(error.value)
+
+
+def test_a_dataset_of_a_plan_may_have_a_comma_in_its_name():
+    [step] = parse_plan("mine.yaml", one_step("{dataset: 'folder:/a,b'}")).steps
+    assert step.options["dataset"] == "folder:/a,b"

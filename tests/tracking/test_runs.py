@@ -1,6 +1,7 @@
 """Runs in a real store: made, continued, filled, ended, registered, found again."""
 
 import contextlib
+import re
 import threading
 import time
 
@@ -99,9 +100,31 @@ def test_find_by_status_leaves_out_the_others(store):
     assert [run.run_id for run in runs.find(store, TAGS, status="FINISHED")] == [finished]
 
 
-def test_find_takes_any_text_for_a_value(store):
-    run_id = started(store, dataset="it's")
-    assert [run.run_id for run in runs.find(store, {"dataset": "it's"})] == [run_id]
+@pytest.mark.parametrize(
+    "value",
+    ["it's", 'a "b"', """both' and ", 100% _""", "back\\slash'\"", "new\nline", "日本; -- '\"%"],
+)
+def test_find_takes_any_text_for_a_value(store, value):
+    run_id = started(store, dataset=value)
+    started(store, dataset=re.sub("['\"%]", "x", value) + "x")
+    # What a pattern in place of the text would fit as well.
+    started(store, dataset=value.replace("'", "_"))
+    found = [run.run_id for run in runs.find(store, {"dataset": value})]
+    assert found[-1] == run_id and len(found) == (1 if "'" in value else 2)
+
+
+def test_the_beginning_of_an_id_and_a_name_lead_to_their_run(store):
+    first, second = started(store, 'glow · it\'s "1"'), started(store, "twice")
+    started(store, "twice")
+    for digits in (8, 12, 31, 32):
+        assert runs.resolve(store, first[:digits]).run_id == first
+    assert runs.resolve(store, 'glow · it\'s "1"').run_id == first
+    with pytest.raises(UserError, match="'twice' names 2 runs.*give more of the id") as error:
+        runs.resolve(store, "twice")
+    assert second in one_line(error)
+    for absent in ("0123abcd", "abc%", ""):
+        with pytest.raises(UserError, match="no run"):
+            runs.resolve(store, absent)
 
 
 def test_a_deleted_run_is_not_found_and_not_given(store):
