@@ -125,10 +125,11 @@ class Detector:
     def fit(cls, images: ArrayLike, score: str = "auto", **options: Any) -> "Detector":
         """A detector of one's own images: a finetuned model, calibrated by images held out of it.
 
-        ``images`` are uint8 N×H×W, N×H×W×C or N×C×H×W, made 32×32; a fifth of them is not trained
-        on and calibrates. ``options`` are those of :func:`oodflow.finetune`, which starts from the
-        newest general model in the store. The score is ``diff`` unless another is named; p-values
-        are conformal (arXiv:2104.08279). Model and detector are registered runs.
+        ``images`` are uint8 N×H×W, N×H×W×C or N×C×H×W, made 32×32. A fifth of them is not trained
+        on: half of it calibrates, the other half measures. ``options`` are those of
+        :func:`oodflow.finetune`, which starts from the newest general model in the store. The score
+        is the best that the registered contrasts allow unless another is named; p-values are
+        conformal (arXiv:2104.08279). Model and detector are registered runs.
 
         Raises UserError for an array of another kind, and where there is no general model, with the
         command that makes one.
