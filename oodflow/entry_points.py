@@ -180,7 +180,9 @@ ENTRY_POINTS: Mapping[str, EntryPoint] = {
             'oodflow datasets prepare "folder:photos?resize=32&crop=32" --skip-broken',
         ),
         details="NAME is a name that `oodflow datasets list` shows, the name of an RGB dataset "
-        "followed by -grey, or folder:PATH. Append options to a folder after `?`, joined by &: "
+        "followed by -grey, folder:PATH, or array:FILE. "
+        "PATH may be a CSV file that lists images: columns path, label, split. FILE is .npy or "
+        ".npz, uint8. Append options after `?`, joined by &: "
         "resize=N (shorter side to N), crop=N (central N×N), channels=1 (grey), flip=0, "
         "role=general, test=SHARE (size of the test fold). Images of another size than 32×32 are "
         "then resized to it.",

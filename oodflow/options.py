@@ -395,7 +395,9 @@ class DatasetListOptions(Options):
 class PrepareOptions(DatasetListOptions):
     """Preparation"""
 
-    dataset: str = option("name or folder:PATH", argument=True, required=True, name="name")
+    dataset: str = option(
+        "name, folder:PATH or array:FILE", argument=True, required=True, name="name"
+    )
     source: str = option("where the raw files are, if not in the data folder", "", name="from")
     download: bool = option("download the raw files", False)
     skip_broken: bool = option("leave out images that cannot be read", False)
@@ -406,7 +408,9 @@ class PrepareOptions(DatasetListOptions):
 class CheckOptions(DatasetListOptions):
     """Check"""
 
-    dataset: str = option("name or folder:PATH", argument=True, required=True, name="name")
+    dataset: str = option(
+        "name, folder:PATH or array:FILE", argument=True, required=True, name="name"
+    )
     out: str = option("file of the contact sheet; default: NAME-contact-sheet.png", "")
 
 

@@ -20,10 +20,12 @@ __all__ = [
     "CATALOG",
     "FAMILIES",
     "FOLDS",
+    "OWN",
     "Dataset",
     "agreeing",
     "dataset_list",
     "data_folder",
+    "is_own",
     "lookup",
     "plugin_of",
     "register_dataset",
@@ -87,9 +89,9 @@ class Dataset:
     @property
     def slug(self) -> str:
         """The name as it stands in metrics, file names and tables: a folder has a short one."""
-        if not self.name.startswith("folder:"):
+        if not is_own(self.name):
             return self.name
-        path = Path(_path_and_options(self.name.removeprefix("folder:"))[0])
+        path = Path(_path_and_options(self.name.partition(":")[2])[0])
         word = re.sub(r"[^A-Za-z0-9_.-]+", "-", path.name).lstrip("-.")[:LONGEST_WORD]
         word = word if re.search("[A-Za-z0-9]", word) else "folder"
         return f"{word}-{hashlib.sha256(self.name.encode()).hexdigest()[:6]}"
@@ -442,6 +444,22 @@ def register_dataset(facts: Dataset, read: Callable[[Any], Any]) -> None:
 
 FOLDER_OPTIONS = ("resize", "crop", "channels", "flip", "role", "test")
 
+OBTAIN = {
+    "folder": "a folder with images, or of a CSV file that lists them",
+    "array": "an .npy or .npz file with images",
+}
+OWN = tuple(OBTAIN)
+"""Sources of images at a path, which are named SOURCE:PATH?OPTIONS."""
+
+
+def is_own(name: str) -> bool:
+    """Whether a dataset's name is that of images at a path.
+
+    >>> is_own("folder:photos?crop=32"), is_own("svhn")
+    (True, False)
+    """
+    return name.startswith(tuple(f"{source}:" for source in OWN))
+
 
 def lookup(name: str) -> Dataset:
     """The facts about a dataset; raises UserError with the known names for an unknown one.
@@ -449,6 +467,7 @@ def lookup(name: str) -> Dataset:
     ``folder:PATH`` is any folder of images; ``folder:PATH?resize=32&crop=32`` states how they
     become 32×32, ``channels=1`` makes them grey, ``flip=0`` keeps them unmirrored in training,
     ``test=SHARE`` sets the share of the test fold, and ``role=general`` makes it a general set.
+    ``array:FILE.npy`` or ``.npz`` is a file of images, with the same options.
 
     >>> lookup("cifar10").generals[0], lookup("svhn-grey").channels
     ('tiny', 1)
@@ -457,14 +476,14 @@ def lookup(name: str) -> Dataset:
     """
     if name in CATALOG:
         return CATALOG[name]
-    if name.startswith("folder:"):
-        return _folder(name.removeprefix("folder:"))
+    if is_own(name):
+        return _own(*name.split(":", 1))
     base = CATALOG.get(name.removesuffix("-grey"))
     if name.endswith("-grey") and base and base.channels == 3:
         return _grey(base)
     if name in CATALOG.names():
         raise CATALOG.unknown(name)
-    raise unknown_name("dataset", name, [*CATALOG.names(), "folder:PATH"])
+    raise unknown_name("dataset", name, [*CATALOG.names(), "folder:PATH", "array:FILE"])
 
 
 def plugin_of(name: str) -> str:
@@ -486,7 +505,7 @@ def dataset_list(text: str) -> tuple[str, ...]:
     names: list[str] = []
     for part in re.split(r"(?<!\\),", text):
         word = part.replace("\\,", ",")
-        if names and names[-1].lstrip().startswith("folder:") and not _begins_a_name(word.strip()):
+        if names and is_own(names[-1].lstrip()) and not _begins_a_name(word.strip()):
             names[-1] += f",{word}"
         else:
             names.append(word)
@@ -504,7 +523,7 @@ def _begins_a_name(word: str) -> bool:
 
 def slug_of(name: str) -> str:
     """A dataset's short name, even of a dataset that no longer exists."""
-    return lookup(name).slug if name.startswith("folder:") else name
+    return lookup(name).slug if is_own(name) else name
 
 
 def _path_and_options(text: str) -> tuple[str, str]:
@@ -521,26 +540,26 @@ def _path_and_options(text: str) -> tuple[str, str]:
     return text, ""
 
 
-def _folder(text: str) -> Dataset:
+def _own(source: str, text: str) -> Dataset:
     path, query = _path_and_options(text)
     if not query and (word := path.rpartition("?")[2]) in FOLDER_OPTIONS and word != path:
-        raise UserError(f"{word!r} behind the ? of folder:{path} is not KEY=VALUE&KEY=VALUE")
+        raise UserError(f"{word!r} behind the ? of {source}:{path} is not KEY=VALUE&KEY=VALUE")
     if not path:
-        raise UserError("folder: names no folder; write folder:PATH")
+        raise UserError(f"{source}: names no {source}; write {source}:PATH")
     try:
         options = dict(parse_qsl(query, strict_parsing=True)) if query else {}
     except ValueError as error:
-        raise UserError(f"{query!r} behind folder:{path}? is not KEY=VALUE&KEY=VALUE") from error
+        raise UserError(f"{query!r} behind {source}:{path}? is not KEY=VALUE&KEY=VALUE") from error
     for key in options:
         if key not in FOLDER_OPTIONS:
-            raise unknown_name("folder option", key, FOLDER_OPTIONS)
+            raise unknown_name(f"{source} option", key, FOLDER_OPTIONS)
     for key, known in {
         "channels": ("1", "3"),
         "flip": ("0", "1"),
         "role": ("in_distribution", "general", "outlier"),
     }.items():
         if options.get(key, known[0]) not in known:
-            raise unknown_name(f"folder option {key}", options[key], known)
+            raise unknown_name(f"{source} option {key}", options[key], known)
     place = Path(path).expanduser().resolve()
     if os.fsencode(place).decode("utf-8", "ignore") != str(place):
         shown = os.fsencode(place).decode("utf-8", "backslashreplace")
@@ -552,7 +571,7 @@ def _folder(text: str) -> Dataset:
     outliers = ("sketch-digits-grey", "sketch-scenes-grey") if grey else (
         "sketch-digits", "sketch-scenes")  # fmt: skip
     return Dataset(
-        name=f"folder:{place}" + (f"?{urlencode(sorted(options.items()))}" if options else ""),
+        name=f"{source}:{place}" + (f"?{urlencode(sorted(options.items()))}" if options else ""),
         role=role,
         channels=1 if grey else 3,
         classes=0,
@@ -562,8 +581,8 @@ def _folder(text: str) -> Dataset:
         generals=() if role == "general" else GREY_GENERALS if grey else RGB_GENERALS,
         ood=outliers if role == "in_distribution" else (),
         where=str(place),
-        obtain="Give the path of a folder with images.",
-        source="folder",
+        obtain=f"Give the path of {OBTAIN[source]}.",
+        source=source,
         family="folder",
         options=MappingProxyType(options),
     )
@@ -585,8 +604,8 @@ def agreeing(name: str, channels: int) -> str:
             f"{name} has 1 channel where {channels} are needed; grey images are not made colour, "
             "choose a dataset of colour images or a grey in-distribution"
         )
-    if facts.source == "folder":
-        path = f"folder:{facts.where}"
+    if facts.source in OWN:
+        path = f"{facts.source}:{facts.where}"
         return lookup(f"{path}?{urlencode({**facts.options, 'channels': '1'})}").name
     return f"{name}-grey"
 

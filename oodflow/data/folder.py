@@ -6,10 +6,14 @@ any capitals, each is such a folder, they are the folds, and what lies beside th
 Otherwise ``test`` of the images (a fifth, if not stated) are the test fold, see :func:`_split`.
 Within a fold the images are sorted by path.
 
+A CSV file in place of a folder lists the images: a column ``path``, relative to the file, and if it
+has them ``label`` and ``split`` (train or test).
+
 The transformation is that of :func:`oodflow.data.decode.decode`: what the options ask for, then
 bilinearly to 32×32. What :func:`oodflow.data.archives.walk_images` leaves out is left out here.
 """
 
+import csv
 import hashlib
 import math
 import os
@@ -26,7 +30,7 @@ from oodflow.data.decode import pieces
 from oodflow.data.source import Fold, Raw, Request
 from oodflow.errors import UserError
 
-__all__ = ["fold_folders", "lengths", "listing", "read", "stamp"]
+__all__ = ["fold_folders", "lengths", "listing", "read", "share_of", "stamp"]
 
 FOLD_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -42,7 +46,9 @@ LONGEST = 4096
 def read(request: Request) -> Raw:
     """The folds; raises UserError for wrong options and for a folder that cannot be understood."""
     options, path = request.facts.options, request.path
-    (resize, crop), share = lengths(options), _share(options)
+    (resize, crop), share = lengths(options), share_of("folder", options)
+    if path.is_file() and path.suffix == ".csv":
+        return _listed(request, share)
     names = tuple(sorted(name for name, _ in _images(path, request.account)))
     if not names:
         raise UserError(
@@ -75,6 +81,58 @@ def read(request: Request) -> Raw:
         return Fold(len(chosen), lambda: pieces(request, shelf, chosen, labels, resize, crop))
 
     return Raw({name: fold(chosen) for name, chosen in folds.items()}, classes)
+
+
+def _listed(request: Request, share: float) -> Raw:
+    """The folds of the images that a CSV file lists."""
+    path, options = request.path, request.facts.options
+    rows = _rows(path)
+    names = tuple(row["path"] for row in rows)
+    if "split" not in rows[0]:
+        folds = _split(names, share)
+    elif "test" in options:
+        raise UserError(
+            f"{path} has a column split, which test={options['test']} cannot do again; leave it out"
+        )
+    else:
+        split = {fold: tuple(row["path"] for row in rows if row["split"] == fold)
+                 for fold in ("train", "test")}  # fmt: skip
+        folds = {fold: chosen for fold, chosen in split.items() if chosen}
+    if "test" not in folds:
+        raise UserError(f"{path} has no row of split test; mark the test images")
+    label_of = {row["path"]: row["label"] for row in rows if "label" in row}
+    classes = tuple(sorted({label_of[name] for name in folds.get("train", names) if label_of}))
+    for name in folds["test"]:
+        if label_of and label_of[name] not in classes:
+            raise UserError(f"{path}: class {label_of[name]!r} has no images of split train")
+    shelf = Shelf(path.parent, tuple(sorted(names)), lambda name: path.parent / name)
+
+    def fold(chosen: tuple[str, ...]) -> Fold:
+        labels = np.array([classes.index(label_of[name]) for name in chosen if label_of], np.int64)
+        given = labels if label_of else None
+        return Fold(len(chosen), lambda: pieces(request, shelf, chosen, given, *lengths(options)))
+
+    return Raw({name: fold(chosen) for name, chosen in folds.items()}, classes)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file that lists images; UserError names the line that cannot be right."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file, restval=""))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no CSV file in UTF-8 ({error})") from error
+    if not rows or "path" not in rows[0]:
+        raise UserError(f"{path} needs a first line path,label,split, and a line for each image")
+    seen = set()
+    for number, row in enumerate(rows, 2):
+        if row.get("split", "test") not in ("train", "test"):
+            raise UserError(f"{path}, line {number}: split is {row['split']!r}, not train or test")
+        if row["path"] in seen or not (path.parent / row["path"]).is_file():
+            what = "listed twice" if row["path"] in seen else "no file"
+            raise UserError(f"{path}, line {number}: {row['path']!r} is {what}")
+        seen.add(row["path"])
+    return rows
 
 
 def listing(path: Path) -> list[tuple[str, int, int]]:
@@ -147,7 +205,11 @@ def _length(options: Mapping[str, str], key: str) -> int:
     return int(text)
 
 
-def _share(options: Mapping[str, str]) -> float:
+def share_of(source: str, options: Mapping[str, str]) -> float:
+    """The option ``test``: the share of the images that are the test fold, a fifth if not stated.
+
+    Raises UserError for what is no share.
+    """
     text = options.get("test", "0.2")
     try:
         share = float(text)
@@ -155,7 +217,7 @@ def _share(options: Mapping[str, str]) -> float:
         share = math.nan
     if not 0 < share <= 1:
         raise UserError(
-            f"folder option test={text} must be a number above 0 and up to 1, "
+            f"{source} option test={text} must be a number above 0 and up to 1, "
             "the share of the images that are for testing"
         )
     return share
@@ -237,6 +299,10 @@ def _labels(
 
 def stamp(path: Path) -> str:
     """SHA-256 of the listing: images that came, went or changed give another one."""
+    if path.is_file() and path.suffix == ".csv":
+        found = [path, *(path.parent / row["path"] for row in _rows(path))]
+        listed = repr([(each.stat().st_size, each.stat().st_mtime_ns) for each in found])
+        return hashlib.sha256(listed.encode()).hexdigest()[:16]
     listed, places = repr(listing(path)), fold_folders(path)
     if places and places != {"train": "train", "test": "test"}:
         # Folds that were classes before folders of these names counted as folds.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from oodflow.data import grey
 from oodflow.data.account import Account
-from oodflow.data.catalog import FOLDS, Dataset, lookup, plugin_of
+from oodflow.data.catalog import FOLDS, OWN, Dataset, lookup, plugin_of
 from oodflow.data.prepared import Prepared, find, keep
 from oodflow.data.source import Request, refuse_broken
 from oodflow.errors import UserError
@@ -44,11 +44,12 @@ SOURCES: Mapping[str, str] = {
     "arrays": "oodflow.data.arrays",
     "imagenet32": "oodflow.data.imagenet32",
     "folder": "oodflow.data.folder",
+    "array": "oodflow.data.array_files",
     "collage": "oodflow.data.collage",
 }
 """Module behind each source; imported when it is needed, since some bring large libraries."""
 
-CHANGING = ("sketch", "folder", "collage")
+CHANGING = ("sketch", *OWN, "collage")
 """Sources whose ``stamp(path)`` shows whether the prepared form is still valid.
 
 The files of the others do not change.

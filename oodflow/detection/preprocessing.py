@@ -111,7 +111,7 @@ def preprocessing_of(dataset: str) -> Preprocessing:
     # The grey form of a dataset is made from its prepared colour images.
     source = lookup(facts.name.removesuffix("-grey")) if facts.source == "grey" else facts
     match source.source:
-        case "folder":
+        case "folder" | "array":
             return Preprocessing(facts.channels, *lengths(facts.options))
         case "lsun":
             return Preprocessing(facts.channels, SIDE, SIDE)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from oodflow.data.catalog import CATALOG, FAMILIES, slug_of
+from oodflow.data.catalog import CATALOG, FAMILIES, is_own, slug_of
 from oodflow.tracking import runs
 from oodflow.tracking.repetitions import choose_runs
 from oodflow.tracking.run_info import RunInfo
@@ -84,7 +84,7 @@ def _mixed_scores(found: Iterable[RunInfo]) -> tuple[str, ...]:
 
 def _short(run: RunInfo) -> RunInfo:
     dataset = run.tags.get("dataset", "")
-    if dataset.startswith("folder:"):
+    if is_own(dataset):
         family = "folder"
     elif facts := CATALOG.get(dataset):
         family = facts.family

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from oodflow.data.catalog import data_folder, lookup
+from oodflow.data.catalog import data_folder, is_own, lookup
 from oodflow.data.images import present
 from oodflow.errors import UserError
 from oodflow.experiment import Model
@@ -96,7 +96,7 @@ def newest_general(store: Store, dataset: str, model: Model) -> RunInfo | None:
         for run in fitting:
             if run.tags["dataset"] == general:
                 return run
-    return next((run for run in fitting if run.tags["dataset"].startswith("folder:")), None)
+    return next((run for run in fitting if is_own(run.tags["dataset"])), None)
 
 
 def own_of(store: Store, dataset: str, model: Model, preset: str, seed: int) -> RunInfo:

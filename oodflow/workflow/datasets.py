@@ -7,7 +7,7 @@ from PIL import Image
 from rich.table import Table
 
 from oodflow import console
-from oodflow.data.catalog import CATALOG, FOLDS, data_folder, lookup
+from oodflow.data.catalog import CATALOG, FOLDS, OWN, data_folder, lookup
 from oodflow.data.images import download, lack, prepare, raw_path
 from oodflow.data.prepared import Prepared, digest_of, preparing
 from oodflow.data.resampling import compared, traces_of
@@ -47,7 +47,7 @@ def list_command(options: DatasetListOptions) -> None:
         )
     console.show(table)
     console.say(f"data folder: {folder}")
-    console.say("any folder of images: folder:PATH, options in oodflow datasets prepare --help")
+    console.say("your own images: folder:PATH, array:FILE; see oodflow datasets prepare --help")
     if absent:
         console.say("how to get those not present:")
     for facts, problem in absent:
@@ -60,7 +60,7 @@ def prepare_command(options: PrepareOptions) -> None:
     """Read a dataset's raw files into the prepared form, in place of what is there."""
     name, source, exclude = options.dataset, options.source, options.exclude
     facts, folder = lookup(name), data_folder(options.data_dir)
-    if source and (facts.source in ("folder", "grey") or not facts.where):
+    if source and (facts.source in (*OWN, "grey") or not facts.where):
         raise UserError(f"{name} is not made from files at another place; leave --from out")
     if exclude and facts.name != "tiny":
         raise UserError(f"--exclude is for tiny; {name} has no numbered records")

@@ -11,7 +11,7 @@ import pandas as pd
 from rich.table import Table
 
 from oodflow import console
-from oodflow.data.catalog import lookup, slug_of
+from oodflow.data.catalog import OWN, lookup, slug_of
 from oodflow.data.folder import fold_folders
 from oodflow.detection.calibration import halves, refuse_training_images
 from oodflow.detection.conformal import flagged_interval, smallest_alpha
@@ -234,15 +234,15 @@ def _calibration_fold(dataset: str, given: str) -> tuple[str, str]:
     if given in ("train", "test"):
         return dataset, given
     facts = lookup(given)
-    if facts.source != "folder":
+    if facts.source not in OWN:
         return facts.name, "test"
     folder, how = Path(facts.where), preprocessing_of(dataset)
     # Images that are resized otherwise than those of the dataset would be no inliers.
     options = {name: str(size) for name in ("resize", "crop") if (size := getattr(how, name))}
-    if not (folder.is_dir() and fold_folders(folder)):
+    if folder.is_dir() and not fold_folders(folder):
         # All of the folder is for this: none of it was trained on.
         options["test"] = "1"
-    return lookup(f"folder:{folder}?{urlencode({**options, **facts.options})}").name, "test"
+    return lookup(f"{facts.source}:{folder}?{urlencode({**options, **facts.options})}").name, "test"
 
 
 def _measure(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from oodflow import console
 from oodflow.data.account import Account
 from oodflow.data.archives import find_images
+from oodflow.data.catalog import is_own
 from oodflow.data.image_files import printable
 from oodflow.detection.preprocessing import Preprocessing, remembered
 from oodflow.detection.stream import read_ahead
@@ -44,7 +45,7 @@ def command(options: ScoreOptions) -> int:
     account = Account()
     files = list(find_images([Path(path) for path in options.paths], account))
     # A folder has images of any size, so it is known what becomes of them.
-    resize = options.resize or experiment.data.dataset.startswith("folder:")
+    resize = options.resize or is_own(experiment.data.dataset)
     model = model.to(place).eval()
     table, unreadable = score_files(model, remembered(experiment), files, resize, place, account)
     if len(table):

@@ -280,3 +280,47 @@ def test_the_listing_tells_size_and_time(tmp_path):
     found = listing(tmp_path)
     assert [name for name, _, _ in found] == ["a/c.png", "b.png"]
     assert found[1][1:] == ((tmp_path / "b.png").stat().st_size, 123_456_789)
+
+
+def test_a_csv_file_lists_paths_labels_and_splits(tmp_path):
+    put(tmp_path / "pictures", "a.png", "b.png", "c.png", "d.png")
+    table = tmp_path / "list.csv"
+    lines = ["b,dog,train", "a,cat,test", "d,cat,train"]
+    lines = [f"pictures/{line[0]}.png{line[1:]}" for line in lines]
+    table.write_text("path,label,split\n" + "\n".join(lines) + "\n")
+    raw = read(ask(table))
+    assert raw.classes == ("cat", "dog")
+    assert content(raw, "train") == ([1, 3], [1, 0]) and content(raw, "test") == ([0], [0])
+    before = stamp(table)
+    table.write_text(table.read_text() + "pictures/c.png,dog,test\n")
+    assert stamp(table) != before
+    assert content(read(ask(table)), "test") == ([0, 2], [0, 1])
+    with pytest.raises(UserError, match="has a column split, which test=0.5 cannot do again"):
+        read(ask(table, test="0.5"))
+
+
+def test_a_csv_file_of_paths_alone_is_split_as_a_folder_is(tmp_path):
+    put(tmp_path, *(f"{i}.png" for i in range(10)))
+    names = [f"{i}.png" for i in range(10)]
+    (tmp_path / "list.csv").write_text("\ufeffpath\n" + "\n".join(names), encoding="utf-8")
+    raw, folder = read(ask(tmp_path / "list.csv")), read(ask(tmp_path))
+    assert content(raw, "test") == content(folder, "test") and raw.classes == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", "needs a first line path,label,split"),
+        ("file\na.png\n", "needs a first line path,label,split"),
+        ("path\na.png\nno.png\n", "line 3: 'no.png' is no file"),
+        ("path\na.png\na.png\n", "line 3: 'a.png' is listed twice"),
+        ("path,split\na.png,valid\n", "line 2: split is 'valid', not train or test"),
+        ("path,split\na.png,train\n", "has no row of split test"),
+        ("path,label,split\na.png,x,train\nb.png,y,test\n", "class 'y' has no images of split"),
+    ],
+)
+def test_a_csv_file_that_cannot_be_right_names_the_line(tmp_path, text, match):
+    put(tmp_path, "a.png", "b.png")
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(UserError, match=match):
+        read(ask(tmp_path / "list.csv"))
