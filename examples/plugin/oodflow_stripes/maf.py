@@ -2,17 +2,12 @@
 
 import math
 
-import torch
 import zuko
 from torch import Tensor
 
-from oodflow.errors import UserError
-from oodflow.experiment import Model
-from oodflow.models.build import register_model
-from oodflow.models.likelihood import LEVELS, LikelihoodModel
-from oodflow.presets import Preset
+from oodflow import LikelihoodModel, Model, Preset, UserError, register_model
 
-SIDE = 32
+SIDE, LEVELS = 32, 256
 
 
 class MaskedFlow(LikelihoodModel):
