@@ -167,3 +167,20 @@ def test_built_in_names_are_all_there_once_their_modules_are_imported():
     assert tuple(MODELS) == MODELS.built_in
     assert tuple(SCORES) == SCORES.built_in
     assert "cifar10" in DATASETS and not DATASETS.origin("cifar10")
+
+
+def test_a_worker_without_the_package_of_a_task_says_so(tmp_path, monkeypatch):
+    """As a Ray worker on a machine where it was not installed, or in another version."""
+    from oodflow.options import FinetuneOptions, PlaceOptions
+    from oodflow.plans.tasks import Task
+    from oodflow.plans.worker import Place, work
+
+    monkeypatch.chdir(tmp_path)
+    options = FinetuneOptions()
+    object.__setattr__(options, "model", "theirs")
+    task = Task("one", "one", "finetune", options, 1, {}, {})
+    place = Place(str(tmp_path), {}, PlaceOptions(), {"theirs": "their-pack 1.0", "x": "y 2.0"})
+    done = work(place, task, {})
+    assert done.state == "failed"
+    expected = "'theirs' is of their-pack 1.0, but it is not installed there; install that"
+    assert done.reason.startswith("on ") and done.reason.endswith(f": {expected}")

@@ -58,7 +58,7 @@ def _evaluate(
     inherited = ("model", "dataset", "setting", "outlier_loss", "init", "seed")
     tags = {name: run.tags[name] for name in inherited if name in run.tags}
     tags |= {"kind": "evaluate", "evaluated": run.run_id, "registered": "false"}
-    if plugin := MODELS.origin(run.tags["model"]):
+    if plugin := MODELS.origin(run.tags.get("model", "")):
         tags["plugin.model"] = plugin
     name = f"evaluation of {run.name}"
     with runs.recording(session.store, name, tags, parent, project_run) as record:
