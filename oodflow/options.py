@@ -70,6 +70,9 @@ TUNED = "tuned"
 
 PRESETS = ("quick", "small", "paper")
 
+METRICS = ("auroc", "aupr", "aupr_out", "fpr95", "fpr95_out")
+"""Of how well a score tells outliers; ``_out``: outliers are the positive class."""
+
 TunableNumber = float | Literal["tuned"]
 Seeds = tuple[int, ...]
 
@@ -233,7 +236,17 @@ class FinetuneOptions(TrainingOptions, StartOptions, LossOptions):
 
 
 @dataclass(frozen=True)
-class EvaluateOptions(PlaceOptions):
+class FittedOptions(Options):
+    """Scores of the field"""
+
+    train_images: int | None = option(
+        "training images that scores are fitted to; auto: half the test images, at most 10000"
+    )
+    gradient: bool = option("the score gradient too: a backward pass over all images", False)
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(PlaceOptions, FittedOptions):
     """Evaluation"""
 
     run: str = option("run id or models:/ URI; auto: all newest in-distribution models", AUTO)
@@ -278,10 +291,12 @@ class TuneOptions(ModelOptions, DataOptions, StartOptions, OptimisationOptions, 
 
 
 @dataclass(frozen=True)
-class AnalyseOptions(PlaceOptions):
+class AnalyseOptions(PlaceOptions, FittedOptions):
     """Analysis"""
 
-    what: str = option("all, or a list with commas of fourier, correlation, extremes, folds", "all")
+    what: str = option(
+        "all, or a list with commas of fourier, correlation, extremes, folds, scores", "all"
+    )
     run: str = option("run id or models:/ URI; auto: the finetuned models that a report counts",
                       AUTO)  # fmt: skip
     images: str = option("datasets of the Fourier mix; auto: the own and two outlier datasets",
@@ -297,6 +312,7 @@ class ReportOptions(Options):
 
     out: str = option("folder for the report's files", "report")
     published: bool = option("show the paper's numbers beside ours: Tables S1 to S4, S5.2", False)
+    metric: str = option("what the tables of detection show", "auroc", METRICS)
     bootstrap: int = option("resamples for a 95 % interval of each AUROC; 0: no intervals", 0)
     missing: bool = option("only print the commands that would fill the empty cells", False)
 

@@ -225,7 +225,21 @@ DATASETS: Register[Any] = Register("dataset")
 """Datasets: name → facts, see :mod:`oodflow.data.catalog`."""
 
 SCORES: Register[Any] = Register(
-    "score", ("raw", "scale1", "scale2", "last_scale", "diff", "diff_outlier")
+    "score",
+    (
+        "raw",
+        "scale1",
+        "scale2",
+        "last_scale",
+        "diff",
+        "diff_outlier",
+        "typicality",
+        "waic",
+        "complexity",
+        "dose",
+        "dose_svm",
+        "gradient",
+    ),
 )
 """Anomaly scores: name → :class:`oodflow.evaluation.scores.Score`."""
 

@@ -10,7 +10,8 @@ import pandas as pd
 
 from oodflow.tracking.registry import Registry, is_plain
 from oodflow.tracking.run_info import RunInfo
-from reports.collect import auroc_frame, fourier_frame
+from reports.all_scores import NAMES
+from reports.collect import auroc_frame, fourier_frame, scores_frame
 from reports.document import Claim
 from reports.layouts import LOSS_NAMES, SCORE_NAMES
 
@@ -33,6 +34,7 @@ def check_claims(registry: Registry) -> tuple[Claim, ...]:
                 *(_loss(frame, score, family) for score in ("raw", "last_scale", "diff")),
                 *(_outlier_general(frame, loss, family) for loss in ("none", "binary")),
                 *_finetuning(registry, family),
+                *_of_the_field(registry, family),
             ]
     return tuple(found)
 
@@ -138,6 +140,40 @@ def _finetuning(registry: Registry, family: str) -> Iterable[Claim]:
         means = {dataset: sum(values) / len(values) for dataset, values in sorted(gaps.items())}
         scale, digits = (100, "+.1f") if metric.startswith("auroc") else (1, "+.3f")
         yield _all_above(text, means, 0.0, digits, scale, equal=True)
+
+
+FIELD = (
+    ("typicality", "raw", "arXiv:1906.02994", True),
+    ("complexity", "raw", "arXiv:1909.11480", True),
+    ("waic", "raw", "arXiv:1810.01392", False),
+    ("dose", "typicality", "arXiv:2006.09273", False),
+    ("dose", "waic", "arXiv:2006.09273", False),
+    ("gradient", "typicality", "arXiv:2403.01485", False),
+    ("diff", "complexity", "arXiv:2006.10848", False),
+)
+"""Published rankings: the better score, the other one, where from, whether of simpler outliers."""
+
+
+def _of_the_field(registry: Registry, family: str) -> Iterable[Claim]:
+    """Whether rankings of scores that others published hold for these models."""
+    frame = scores_frame(registry, family)
+    means = frame.pivot_table("auroc", ["dataset", "ood"], "score")
+    bits = _general_bits(registry, family)
+    for better, worse, source, simpler in FIELD:
+        first, second = NAMES[better], NAMES[worse]
+        if simpler:
+            text = f"Against outliers of fewer bits {first} is above {second} ({source}; {family})"
+            gaps = {
+                f"{dataset} against {ood}": row[better] - row[worse]
+                for (dataset, ood), row in _places(means)
+                if {better, worse} <= set(means)
+                and bits.get(ood, float("nan")) < bits.get(dataset, float("nan"))
+            }
+            yield _all_above(text, gaps, 0.0, "+.1f", 100)
+        else:
+            text = f"{first} is above {second} on average ({source}; {family})"
+            above, below = (_mean(frame, "none", score) for score in (better, worse))
+            yield _compare(text, above, below, (first, second), False)
 
 
 def _mean(frame: pd.DataFrame, loss: str, score: str) -> float | None:

@@ -17,6 +17,7 @@ __all__ = [
     "correlation_frame",
     "folds_frame",
     "fourier_frame",
+    "scores_frame",
 ]
 
 FURTHER = ("celeba", "tinyimagenet")
@@ -24,18 +25,24 @@ FURTHER = ("celeba", "tinyimagenet")
 
 
 def auroc_frame(
-    registry: Registry, model: str, family: str, *, further: bool = False
+    registry: Registry,
+    model: str,
+    family: str,
+    *,
+    further: bool = False,
+    metric: str = "auroc",
 ) -> pd.DataFrame:
     """AUROCs of a model family's in-distribution models on a family of datasets.
 
-    Those finetuned from the general model; classifiers are trained from scratch. The outlier
-    datasets are those of the catalogue without :data:`FURTHER`, so that means are over the same
-    ones whatever else a model was evaluated against; with ``further`` they are all the others.
+    Another ``metric`` takes their place where it is named. The models are those finetuned from
+    the general model; classifiers are trained from scratch. The outlier datasets are those of the
+    catalogue without :data:`FURTHER`, so that means are over the same ones whatever else a model
+    was evaluated against; with ``further`` they are all the others.
     """
     start = "scratch" if model == "wide-resnet" else "general"
     rows = [
         {
-            **_origin(run, metric),
+            **_origin(run, name),
             "dataset": run.tags["dataset"],
             "setting": run.tags["setting"],
             # A classifier's outliers are its other class, not an outlier loss.
@@ -48,7 +55,7 @@ def auroc_frame(
         if run.tags["role"] == "in_distribution"
         and (run.tags["init"], run.tags["model"], run.tags["family"]) == (start, model, family)
         for core in (core_of(run),)
-        for ood, score, value, metric in _aurocs(run)
+        for ood, score, value, name in _aurocs(run, f"{metric}/")
         if (ood not in core) == further
     ]
     columns = ["dataset", "setting", "outlier_loss", "ood", "score", "auroc"]
@@ -112,7 +119,9 @@ def bpd_frame(registry: Registry, model: str, family: str) -> pd.DataFrame:
     return frame.drop_duplicates(["seed", "dataset", "kind"])
 
 
-def comparison_frame(registry: Registry, family: str, fold: str) -> pd.DataFrame:
+def comparison_frame(
+    registry: Registry, family: str, fold: str, metric: str = "auroc"
+) -> pd.DataFrame:
     """AUROC of the ratio to each general distribution, of inliers of a fold.
 
     From evaluations against other families' general models, or of training-fold inliers, and for
@@ -128,7 +137,7 @@ def comparison_frame(registry: Registry, family: str, fold: str) -> pd.DataFrame
             continue
         general = run.tags["general_model"]
         if fold == "train" or general not in ("none", model.tags["model"]):
-            prefix = "train_fold/auroc/" if fold == "train" else "auroc/"
+            prefix = f"train_fold/{metric}/" if fold == "train" else f"{metric}/"
             names = {"diff": general, "general": f"{general} alone"}
             rows += _compared(
                 model, run, prefix, names | {"raw": "none"} if fold == "train" else names
@@ -137,7 +146,7 @@ def comparison_frame(registry: Registry, family: str, fold: str) -> pd.DataFrame
     if fold == "test":
         for model in compared.values():
             names = {"raw": "none", "diff": model.tags["model"]}
-            rows += _compared(model, model, "auroc/", names)
+            rows += _compared(model, model, f"{metric}/", names)
     frame = _frame(rows, ["model", "dataset", "ood", "general", "auroc"])
     frame = frame.drop_duplicates(["seed", "model", "dataset", "ood", "general"])
     order = {name: position for position, name in enumerate(CATALOG.names())}
@@ -183,6 +192,23 @@ def folds_frame(registry: Registry, family: str) -> pd.DataFrame:
         for ood, score, value, metric in _aurocs(run, prefix)
     ]
     return _frame(rows, ["dataset", "ood", "score", "fold", "auroc"])
+
+
+def scores_frame(registry: Registry, family: str) -> pd.DataFrame:
+    """AUROCs of every score of Glow, from analyses."""
+    rows = [
+        {
+            **_origin(run, metric),
+            "dataset": run.tags["dataset"],
+            "outlier_loss": "none",
+            "ood": ood,
+            "score": score,
+            "auroc": value,
+        }
+        for run in _analyses(registry, "scores", family)
+        for ood, score, value, metric in _aurocs(run)
+    ]
+    return _frame(rows, ["dataset", "outlier_loss", "ood", "score", "auroc"])
 
 
 def fourier_frame(registry: Registry, family: str) -> pd.DataFrame:

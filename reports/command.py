@@ -13,10 +13,11 @@ from oodflow.tracking import runs
 from oodflow.tracking.registry import Registry, read_registry
 from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.store import Store, open_store
+from reports.all_scores import read_scored_models
 from reports.claims import check_claims
-from reports.contents import all_tables
+from reports.contents import all_tables, score_tables
 from reports.document import Document, Picture, RunLink, to_markdown_document
-from reports.drawings import draw_all
+from reports.drawings import draw_all, rank_drawings
 from reports.missing import missing_commands
 from reports.overview import save_both
 from reports.page import to_html
@@ -51,6 +52,8 @@ def write_report(store: Store, chosen: ReportOptions, project_run: str = "") -> 
     """
     if chosen.bootstrap < 0:
         raise UserError(f"bootstrap is {chosen.bootstrap}; it must be 0 or a number of resamples")
+    if chosen.published and chosen.metric != "auroc":
+        raise UserError(f"the paper has no {chosen.metric}; leave out published or metric")
     out = Path(chosen.out)
     registry = read_registry(store)
     if not any(name.startswith(NUMBERS) for run in registry.training for name in run.metrics):
@@ -94,12 +97,16 @@ def _document(store: Store, registry: Registry, chosen: ReportOptions, out: Path
         )
         with console.progress("bootstrap", 0) as advance:
             refine = replicates_of(store, registry, chosen.bootstrap, advance)
-            tables = all_tables(registry, chosen.published, refine)
+            tables = all_tables(registry, chosen.published, refine, chosen.metric)
     else:
-        tables = all_tables(registry, chosen.published)
+        tables = all_tables(registry, chosen.published, metric=chosen.metric)
+    with console.progress("all scores", 0) as advance:
+        scored = read_scored_models(store, registry)
+        tables |= score_tables(scored, chosen.metric, advance)
     pictures = []
     with console.progress("figures", 0) as advance:
-        for number, drawing in enumerate(draw_all(store, registry), start=1):
+        drawings = (*draw_all(store, registry), *rank_drawings(scored))
+        for number, drawing in enumerate(drawings, start=1):
             png, _ = save_both(drawing.figure, out / "figures" / drawing.name)
             pictures.append(
                 Picture(

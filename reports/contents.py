@@ -1,12 +1,13 @@
 """Every table that a registry fills, in the order of the report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pandas as pd
 
 from oodflow.registration import MODELS
 from oodflow.tracking.registry import Registry
+from reports.all_scores import ScoredModel, all_scores_table
 from reports.collect import (
     auroc_frame,
     bpd_frame,
@@ -16,6 +17,7 @@ from reports.collect import (
     fourier_frame,
 )
 from reports.layouts import (
+    METRIC_NAMES,
     bpd_table,
     comparison_table,
     correlation_table,
@@ -25,21 +27,24 @@ from reports.layouts import (
     loss_table,
 )
 from reports.published import PAPER, beside
-from reports.tables import Table
+from reports.tables import METRICS, Table
 
-__all__ = ["all_tables"]
+__all__ = ["all_tables", "score_tables"]
 
 Refine = Callable[[pd.DataFrame], pd.DataFrame]
 """A function applied to a frame of AUROCs first, such as adding bootstrap replicates."""
 
 
 def all_tables(
-    registry: Registry, published: bool, refine: Refine = lambda frame: frame
+    registry: Registry,
+    published: bool,
+    refine: Refine = lambda frame: frame,
+    metric: str = "auroc",
 ) -> dict[str, Table]:
     """File name → table; Glow's come first within a family of datasets.
 
     Where ``published``, the paper's numbers are beside ours, and the tables that only the paper
-    fills are there too.
+    fills are there too. Tables of detection show the ``metric``.
     """
     tables: dict[str, Table] = {}
     present = {(run.tags["family"], run.tags["model"]) for run in registry.training}
@@ -48,7 +53,7 @@ def all_tables(
     models = dict.fromkeys((*MODELS.names(), *sorted(model for _, model in present)))
     for family in registry.families:
         for model in [name for name in models if (family, name) in wanted]:
-            for kind, table in _of_model(registry, model, family, refine).items():
+            for kind, table in _of_model(registry, model, family, refine, metric).items():
                 paper = PAPER.get((kind, family, model), ()) if published else ()
                 if not table.rows and not paper:
                     continue
@@ -57,33 +62,72 @@ def all_tables(
                 tables[name] = replace(shown, title=f"{table.title} ({family})")
         if family not in {of_run for of_run, _ in present}:
             continue
-        for kind, table in _across_models(registry, family, refine).items():
+        for kind, table in _across_models(registry, family, refine, metric).items():
             if table.rows:
                 tables[f"{kind}-{family}"] = replace(table, title=f"{table.title} ({family})")
     return tables
 
 
-def _of_model(registry: Registry, model: str, family: str, refine: Refine) -> dict[str, Table]:
+def score_tables(
+    scored: Sequence[ScoredModel], metric: str, on_progress: Callable[[int], None]
+) -> dict[str, Table]:
+    """File name → table of all scores, of each family of datasets and models.
+
+    By the AUROC, FPR95 and AUPR, and by ``metric``; the AUROC's has no metric in its name.
+    ``on_progress`` gets how many tables are done.
+    """
+    groups: dict[tuple[str, str], list[ScoredModel]] = {}
+    for one in scored:
+        groups.setdefault((one.family, one.model), []).append(one)
+    tables: dict[str, Table] = {}
+    for (family, model), members in groups.items():
+        for each in dict.fromkeys(("auroc", "fpr95", "aupr", metric)):
+            table = all_scores_table(members, each)
+            kind = "all-scores" + (f"-{each.replace('_', '-')}" if each != "auroc" else "")
+            name = f"{kind}-{family}" + (f"-{model}" if model != "glow" else "")
+            of_model = "" if model == "glow" else f" of {model}"
+            tables[name] = replace(table, title=f"{table.title}{of_model} ({family})")
+            on_progress(len(tables))
+    return tables
+
+
+def _by_metric(table: Table, metric: str) -> Table:
+    """A table of AUROCs as one of another metric, whose numbers it has."""
+    if metric == "auroc":
+        return table
+    caption = table.caption.replace("AUROC", METRIC_NAMES[metric])
+    return replace(table, caption=caption, measure=METRICS[metric])
+
+
+def _of_model(
+    registry: Registry, model: str, family: str, refine: Refine, metric: str
+) -> dict[str, Table]:
     title = "" if model == "glow" else model
-    frame = refine(auroc_frame(registry, model, family))
-    further = refine(auroc_frame(registry, model, family, further=True))
+    frame = refine(auroc_frame(registry, model, family, metric=metric))
+    further = refine(auroc_frame(registry, model, family, further=True, metric=metric))
     tables = {
-        "detection": detection_table(frame, title),
-        "further": detection_table(further, title, means=False),
+        "detection": _by_metric(detection_table(frame, title), metric),
+        "further": _by_metric(detection_table(further, title, means=False), metric),
         "bpd": bpd_table(bpd_frame(registry, model, family), title),
     }
     # One loss alone is a part of the table before.
     if frame["outlier_loss"].nunique() > 1:
-        tables["losses"] = loss_table(frame, title)
+        tables["losses"] = _by_metric(loss_table(frame, title), metric)
     return tables
 
 
-def _across_models(registry: Registry, family: str, refine: Refine) -> dict[str, Table]:
-    training = comparison_table(comparison_frame(registry, family, "train"))
+def _across_models(
+    registry: Registry, family: str, refine: Refine, metric: str
+) -> dict[str, Table]:
+    test, training = (
+        _by_metric(comparison_table(frame), metric)
+        for frame in (
+            refine(comparison_frame(registry, family, "test", metric)),
+            comparison_frame(registry, family, "train", metric),
+        )
+    )
     return {
-        "general-distributions": comparison_table(
-            refine(comparison_frame(registry, family, "test"))
-        ),
+        "general-distributions": test,
         "general-distributions-training-fold": replace(
             training,
             title=f"{training.title}, training-fold inliers",

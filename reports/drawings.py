@@ -1,7 +1,7 @@
 """The report's figures, drawn from a registry's runs: their curves, score tables and analyses."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -10,12 +10,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from oodflow.errors import UserError
+from oodflow.evaluation.comparison import critical_difference, friedman, mean_ranks
 from oodflow.evaluation.plots import effect_figure
 from oodflow.evaluation.scores import clip_non_finite, compute_scores
 from oodflow.tracking import runs
 from oodflow.tracking.registry import Registry, is_plain, seed_of
 from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.store import Store
+from reports.all_scores import NAMES, ScoredModel, mean_values
 from reports.collect import auroc_frame
 from reports.layouts import SHORT_LOSS_NAMES
 from reports.overview import (
@@ -25,9 +27,10 @@ from reports.overview import (
     scatter_figure,
     training_curves_figure,
 )
+from reports.ranks import rank_figure
 from reports.replicates import check_same_images, read_scores
 
-__all__ = ["Drawing", "draw_all"]
+__all__ = ["Drawing", "draw_all", "rank_drawings"]
 
 CURVE_SEEDS = 5
 """Seeds of a setting whose training curves are drawn; more would hide each other."""
@@ -62,6 +65,30 @@ def draw_all(store: Store, registry: Registry) -> Iterator[Drawing]:
         yield from _overview(registry, family)
         yield from _losses(store, registry, family)
     yield from _extremes(store, registry)
+
+
+def rank_drawings(scored: Sequence[ScoredModel]) -> Iterator[Drawing]:
+    """Mean ranks of all scores, of each family of datasets and models with several pairs."""
+    groups: dict[tuple[str, str], list[ScoredModel]] = {}
+    for one in scored:
+        groups.setdefault((one.family, one.model), []).append(one)
+    for (family, model), members in groups.items():
+        scores, values = mean_values(members)
+        if len(scores) < 3 or len(values) < 2:
+            continue
+        suffix = family if model == "glow" else f"{family}-{model}"
+        names = [NAMES.get(score, score) for score in scores]
+        ranks = dict(zip(names, mean_ranks(values).tolist(), strict=True))
+        yield Drawing(
+            f"score-ranks-{suffix}",
+            f"Mean ranks of all scores: {model} ({family})",
+            f"Over {len(values)} pairs of datasets by the mean AUROC over seeds, 1 is the best. "
+            "Scores that a bar joins differ by less than Nemenyi's critical difference at 5 %; "
+            f"that all are equal has p = {friedman(values):.2g} by Friedman's test. Pairs that "
+            "share a dataset are not independent, so take both as a rough guide.",
+            rank_figure(ranks, critical_difference(len(scores), len(values))),
+            tuple(run.run_id for one in members for run in one.analyses),
+        )
 
 
 def _effects(store: Store, registry: Registry) -> Iterator[Drawing]:

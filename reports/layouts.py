@@ -26,6 +26,7 @@ __all__ = [
     "KIND_NAMES",
     "LOSS_NAMES",
     "MEAN",
+    "METRIC_NAMES",
     "SCORE_NAMES",
     "SETTING_NAMES",
     "bpd_table",
@@ -50,6 +51,13 @@ LOSS_NAMES = {
 SHORT_LOSS_NAMES = {"none": "None", "margin": "Margin", "binary": "Binary"}
 SETTING_NAMES = {"unsupervised": "", "supervised": ", supervised"}
 SCORE_NAMES = {"raw": "Raw", "last_scale": "4×4", "diff": "Diff", "diff_outlier": "Diff†"}
+METRIC_NAMES = {
+    "auroc": "AUROC",
+    "aupr": "AUPR (in-distribution positive)",
+    "aupr_out": "AUPR (outliers positive)",
+    "fpr95": "FPR95 (outliers accepted where 95 % of the inliers are)",
+    "fpr95_out": "FPR95 (inliers rejected where 95 % of the outliers are)",
+}
 KIND_NAMES = {"general": "General", "scratch": "From scratch", "finetuned": "Finetuned"}
 FOLD_NAMES = {"test": "Test fold", "train": "Training fold"}
 

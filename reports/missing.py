@@ -8,7 +8,7 @@ from itertools import chain, compress
 from oodflow.data.catalog import CATALOG, FAMILIES, data_folder, lookup
 from oodflow.presets import presets_of
 from oodflow.registration import MODELS
-from oodflow.tracking.registry import Registry
+from oodflow.tracking.registry import Registry, is_plain
 from oodflow.tracking.run_info import RunInfo
 from reports.collect import core_of
 from reports.layouts import (
@@ -72,6 +72,10 @@ def missing_commands(tables: Mapping[str, Table], registry: Registry) -> list[st
         for gap in _gaps(name, table, registry):
             for stage, command in _filling(gap, registry):
                 found[command] = max(stage, found.get(command, stage))
+    # The table of all scores has the models alone that were analysed.
+    scored = {run.tags["analysed"] for run in registry.analyses if run.tags["analysis"] == "scores"}
+    if scored and any(is_plain(run) and run.run_id not in scored for run in registry.training):
+        found["oodflow analyse --what scores"] = 6
     return sorted(found, key=lambda command: found[command])
 
 

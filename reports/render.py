@@ -32,6 +32,8 @@ __all__ = [
 DASH = "–"
 LATEX_COLUMNS = 12
 """Columns of numbers side by side; more do not fit the width of a page."""
+WIDE_COLUMNS = 8
+"""The same, of numbers with intervals."""
 USUAL_SEEDS = 3
 """Seeds behind a number of the paper; other counts are written beside the number."""
 
@@ -137,9 +139,12 @@ def to_latex(table: Table) -> str:
 def _latex_parts(table: Table) -> list[list[int]]:
     """Places of the columns that stand side by side; a group of columns is not torn apart."""
     parts: list[list[int]] = [[]]
+    cells = (cell for row in table.rows for cell in row.cells)
+    wide = any(isinstance(cell, Cell) and cell.interval for cell in cells)
+    most = WIDE_COLUMNS if wide else LATEX_COLUMNS
     for _, members in groupby(range(len(table.columns)), lambda place: table.columns[place][0]):
         places = list(members)
-        if parts[-1] and len(parts[-1]) + len(places) > LATEX_COLUMNS:
+        if parts[-1] and len(parts[-1]) + len(places) > most:
             parts.append([])
         parts[-1] += places
     return parts

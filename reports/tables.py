@@ -12,6 +12,7 @@ from oodflow.evaluation.metrics import mean_std
 __all__ = [
     "AUROC_PERCENT",
     "BITS_PER_DIMENSION",
+    "METRICS",
     "Cell",
     "Difference",
     "Entry",
@@ -35,6 +36,15 @@ class Measure:
 
 
 AUROC_PERCENT = Measure(scale=100.0, digits=1, higher_is_better=True)
+METRICS = {
+    "auroc": AUROC_PERCENT,
+    "aupr": AUROC_PERCENT,
+    "aupr_out": AUROC_PERCENT,
+    "fpr95": Measure(scale=100.0, digits=1, higher_is_better=False),
+    "fpr95_out": Measure(scale=100.0, digits=1, higher_is_better=False),
+}
+"""Of the detection metrics, by their names in MLflow."""
+
 BITS_PER_DIMENSION = Measure(scale=1.0, digits=2, higher_is_better=False)
 CORRELATION = Measure(scale=1.0, digits=2, higher_is_better=None)
 
@@ -98,6 +108,8 @@ class Row:
 
     labels: tuple[str, ...]
     cells: tuple[Entry | None, ...]
+    bold: frozenset[int] | None = None
+    """Columns in bold print; None: those of :meth:`Table.best`'s own choice."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +132,8 @@ class Table:
         >>> table.best(row)
         frozenset({1})
         """
+        if row.bold is not None:
+            return row.bold
         means = {i: cell.mean for i, cell in enumerate(row.cells) if isinstance(cell, Cell)}
         comparable = [mean for mean in means.values() if not math.isnan(mean)]
         if len(comparable) < 2 or self.measure.higher_is_better is None:

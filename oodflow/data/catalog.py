@@ -74,6 +74,8 @@ class Dataset:
     part_of: str = ""
     """The dataset that its images are taken from: where that one is an outlier set as well, this
     one is left out."""
+    near: tuple[str, ...] = ()
+    """Those of ``ood`` that show the same kind of images; the others are far."""
     options: Mapping[str, str] = field(default_factory=dict)
     """The options after the ``?`` of a folder's name."""
     read: Callable[[Any], Any] | None = field(default=None, compare=False)
@@ -404,6 +406,7 @@ def _grey(base: Dataset) -> Dataset:
         channels=1,
         generals=GREY_GENERALS if base.role != "general" else (),
         ood=tuple(f"{name}-grey" for name in base.ood),
+        near=tuple(f"{name}-grey" for name in base.near),
         source="grey",
     )
 
@@ -414,9 +417,18 @@ FAMILIES = (*dict.fromkeys(each.family for each in _ENTRIES), "folder")
 CATALOG: Register[Dataset] = DATASETS
 """The datasets by their names. Any RGB one has a grey form too, its name with ``-grey``."""
 
+_NEAR = {
+    "sketch-shapes": ("sketch-letters",),
+    "sketch-letters": ("sketch-shapes",),
+    "cifar10": ("cifar100", "tinyimagenet"),
+    "cifar100": ("cifar10", "tinyimagenet"),
+}
+"""As the field groups them (arXiv:2210.07242); of medical images all others are near."""
+
 _GREYS = (_grey(base) for base in _ENTRIES if base.role == "general" and not base.needs)
 for _each in (*_ENTRIES, *_GREYS):
-    CATALOG.add(_each.name, _each)
+    _near = _each.ood if _each.family == "mri" else _NEAR.get(_each.name, ())
+    CATALOG.add(_each.name, replace(_each, near=_near))
 
 
 def register_dataset(facts: Dataset, read: Callable[[Any], Any]) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "present",
     "raw_path",
     "ready",
+    "sampled",
 ]
 
 SOURCES: Mapping[str, str] = {
@@ -173,6 +174,26 @@ def images_of(ready: Prepared, fold: str, limit: int = 0) -> Images:
         digest,
         files,
     )
+
+
+def sampled(images: Images, count: int, seed: int) -> Images:
+    """A random subset of so many images, in their order; all where there are no more."""
+    positions = subset_of(images.name, len(images.pixels), count, seed)
+    return Images(
+        images.name,
+        images.fold,
+        images.pixels[positions],
+        None if images.labels is None else images.labels[positions],
+        sha256(f"{images.digest}/{len(positions)}/{seed}".encode()).hexdigest()[:16],
+        images.files and [images.files[place] for place in positions.tolist()],
+    )
+
+
+def subset_of(name: str, total: int, count: int, seed: int) -> Tensor:
+    """Ascending positions of a random subset of a dataset's images."""
+    state = int(sha256(f"{seed}/{name}".encode()).hexdigest()[:15], 16)
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(state))
+    return order[:count].sort().values
 
 
 def prepare(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import friedmanchisquare, rankdata, studentized_range, t
 
-from oodflow.evaluation.metrics import METRICS, TRUE_POSITIVE_RATE
+from oodflow.evaluation.metrics import TRUE_POSITIVE_RATE
 
 __all__ = [
     "Combined",
@@ -20,11 +20,11 @@ __all__ = [
     "combine",
     "critical_difference",
     "delong",
-    "estimate",
     "friedman",
     "holm",
     "mean_estimate",
     "mean_ranks",
+    "resampled",
 ]
 
 
@@ -72,53 +72,59 @@ def delong(
     return Estimate(values, errors)
 
 
-def estimate(
-    metric: str,
-    inliers: np.ndarray,
-    outliers: np.ndarray,
-    names: tuple[str, str],
-    counts: tuple[np.ndarray, np.ndarray],
-) -> Estimate:
-    """Any metric of K scores: DeLong's for the AUROC, else from resamples of the images.
-
-    ``counts`` say how often each image of either set is drawn, B×n and B×m, as of
-    :func:`oodflow.evaluation.bootstrap.resample_counts`.
-    """
-    if metric == "auroc":
-        return delong(inliers, outliers, names)
-    values = [METRICS[metric](*pair) for pair in zip(inliers, outliers, strict=True)]
-    drawn = np.array(
-        [_resampled(metric, *pair, *counts) for pair in zip(inliers, outliers, strict=True)]
-    )
-    spread = drawn - drawn.mean(axis=1, keepdims=True)
-    return Estimate(np.array(values), {"resamples": spread / math.sqrt(drawn.shape[1] - 1)})
-
-
-def _resampled(
+def resampled(
     metric: str,
     inliers: np.ndarray,
     outliers: np.ndarray,
     in_counts: np.ndarray,
     out_counts: np.ndarray,
-) -> np.ndarray:
-    """The metric of each resample, B; a positive image is one that the metric's name counts."""
+) -> dict[str, np.ndarray]:
+    """The errors of an AUPR or FPR95 of K scores, K×n and K×m, from B resamples of the images.
+
+    Counts say how often each image is drawn, B×n and B×m, as of
+    :func:`oodflow.evaluation.bootstrap.resample_counts`.
+    """
     name, _, side = metric.partition("_")
     if side == "out":
         inliers, outliers, in_counts, out_counts = -outliers, -inliers, out_counts, in_counts
-    values = np.concatenate([inliers, outliers])
-    order = np.argsort(-values, kind="stable")
-    # A threshold accepts all images of equal scores: the last of each counts.
-    ends = np.flatnonzero(np.append(np.diff(values[order]) != 0, True))
-    drawn = np.concatenate([in_counts, np.zeros_like(out_counts)], axis=1)
-    accepted = np.cumsum(drawn[:, order], axis=1, dtype=np.float64)[:, ends]
-    drawn = np.concatenate([np.zeros_like(in_counts), out_counts], axis=1)
-    wrong = np.cumsum(drawn[:, order], axis=1, dtype=np.float64)[:, ends]
-    recall = accepted / accepted[:, -1:]
-    if name == "fpr95":
-        first = np.argmax(recall >= TRUE_POSITIVE_RATE, axis=1)
-        return wrong[np.arange(len(wrong)), first] / wrong[:, -1]
-    steps = np.diff(recall, axis=1, prepend=0.0)
-    return (steps * accepted / np.maximum(accepted + wrong, 1.0)).sum(axis=1)
+    one = _fpr95s if name == "fpr95" else _auprs
+    drawn = np.array(
+        [one(*pair, in_counts, out_counts) for pair in zip(inliers, outliers, strict=True)]
+    )
+    spread = drawn - drawn.mean(axis=1, keepdims=True)
+    return {"resamples": spread / math.sqrt(drawn.shape[1] - 1)}
+
+
+def _accepted(
+    inliers: np.ndarray, outliers: np.ndarray, in_counts: np.ndarray, out_counts: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Of the thresholds at the inliers, the highest first: what each accepts in each resample.
+
+    The counts themselves B×n, those of inliers up to each B×n, and for each the place of the last
+    equal one, n; those of outliers up to each place B×(m + 1), and the place of each threshold, n.
+    """
+    order, out_order = np.argsort(-inliers), np.argsort(-outliers)
+    values, counts = -inliers[order], in_counts[:, order]
+    wrong = np.zeros((len(out_counts), len(outliers) + 1), np.float32)
+    # Whole numbers, exact in float32 below 2^24.
+    np.cumsum(out_counts[:, out_order], axis=1, out=wrong[:, 1:])
+    last = np.searchsorted(values, values, side="right") - 1
+    places = np.searchsorted(-outliers[out_order], values, side="right")
+    return counts, np.cumsum(counts, axis=1), last, wrong, places
+
+
+def _fpr95s(*given: np.ndarray) -> np.ndarray:
+    _, right, _, wrong, places = _accepted(*given)
+    recall = right.astype(np.float64) / right[:, -1:]
+    first = np.argmax(recall >= TRUE_POSITIVE_RATE, axis=1)
+    return wrong[np.arange(len(wrong)), places[first]].astype(np.float64) / wrong[:, -1]
+
+
+def _auprs(*given: np.ndarray) -> np.ndarray:
+    counts, right, last, wrong, places = _accepted(*given)
+    accepted = right[:, last]
+    precision = accepted / np.maximum(accepted + wrong[:, places], 1)
+    return np.einsum("bi,bi->b", counts, precision, dtype=np.float64) / right[:, -1]
 
 
 def mean_estimate(parts: Sequence[Estimate]) -> Estimate:
@@ -175,8 +181,11 @@ class Combined:
 
 
 def combine(seeds: Sequence[Estimate]) -> Combined:
-    """Estimates of the same scores, one a seed, all on the same images."""
-    together = mean_estimate(seeds)
+    """Estimates of the same scores, one a seed, all on the same images.
+
+    The errors of the images are those of the seeds that have any.
+    """
+    together = mean_estimate([each for each in seeds if each.errors])
     return Combined(np.array([each.values for each in seeds]), together.covariance)
 
 

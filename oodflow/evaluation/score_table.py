@@ -6,7 +6,7 @@ figure is computed from it (:mod:`oodflow.evaluation.scores`).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from oodflow.errors import UserError
 from oodflow.files import replaced
 
-__all__ = ["read_table", "write_table"]
+__all__ = ["COLUMNS", "read_table", "write_table"]
 
 FACTS_KEY = b"oodflow.facts"
 """Entry of the Parquet schema's metadata that holds the facts, as JSON."""
@@ -38,10 +38,12 @@ def write_table(frame: pd.DataFrame, path: Path | str, *, facts: Mapping[str, st
         pq.write_table(table.replace_schema_metadata(metadata), partial, write_page_checksum=True)
 
 
-def read_table(path: Path | str) -> tuple[pd.DataFrame, dict[str, str]]:
+def read_table(
+    path: Path | str, columns: Iterable[str] = COLUMNS
+) -> tuple[pd.DataFrame, dict[str, str]]:
     """The table and the facts of :func:`write_table`, checksums verified.
 
-    Raises UserError, naming the file, if it is missing, damaged or no score table.
+    Raises UserError, naming the file, if it is missing, damaged or no table with these columns.
     """
     path = Path(path)
     try:
@@ -49,7 +51,7 @@ def read_table(path: Path | str) -> tuple[pd.DataFrame, dict[str, str]]:
         with path.open("rb") as file:
             table = pq.ParquetFile(file, page_checksum_verification=True).read()
         facts = json.loads((table.schema.metadata or {})[FACTS_KEY])
-        missing = set(COLUMNS) - set(table.column_names)
+        missing = set(columns) - set(table.column_names)
         if missing:
             raise KeyError(", ".join(sorted(missing)))
         return table.to_pandas(), facts

@@ -6,6 +6,12 @@ scale1, scale2  c_1(x), c_2(x) of a three-scale model (Eq. 3 of the paper)
 last_scale      the last contribution: c_3(x) of a three-scale Glow, the paper's "4×4"
 diff            log p_in(x) − log p_g(x), p_g the general distribution
 diff_outlier    the same, with p_g finetuned against the in-distribution images ("Diff†")
+typicality      −|log p_in(x) − its mean over training images| (arXiv:1906.02994)
+waic            mean − variance over the models of several seeds of log p_in(x) (arXiv:1810.01392)
+complexity      log p_in(x) + L(x) ln 2, L the bits of the shortest lossless file (arXiv:1909.11480)
+dose            Σ log of kernel densities of a model's statistics (arXiv:2006.09273)
+dose_svm        the one-class SVM of the same statistics
+gradient        Σ log N(log ‖∇ log p_in(x)‖²) over the layers (arXiv:2403.01485)
 =============== ================================================================================
 
 All in nats, from noise-free likelihoods (S4.5).
@@ -21,12 +27,21 @@ import numpy as np
 import pandas as pd
 
 from oodflow.errors import UserError, unknown_name
+from oodflow.evaluation.field_scores import (
+    density_of_states,
+    density_of_states_svm,
+    gradient_density,
+    statistics_of,
+    typicality,
+    waic,
+)
 from oodflow.registration import SCORES, origin_of, warn
 
 __all__ = [
     "CLIP",
     "SCORES",
     "TABLES",
+    "absent_scores",
     "Score",
     "ScoreTables",
     "bits_per_dimension_mean",
@@ -54,7 +69,7 @@ def clip_non_finite(log_prob: np.ndarray) -> np.ndarray:
 class ScoreTables:
     """Score tables that a score is computed from, see :mod:`oodflow.evaluation.scoring`.
 
-    All but ``train`` are of the same images in the same order.
+    All but those of training images are of the same images in the same order.
     """
 
     test: pd.DataFrame
@@ -69,6 +84,10 @@ class ScoreTables:
     """The images under the models of the same experiment with other seeds."""
     compressor: pd.DataFrame | None = None
     """The images under a compressor: log p(x) = −bits · ln 2."""
+    gradient: pd.DataFrame | None = None
+    """The images' squared gradient norms, see :mod:`oodflow.evaluation.gradients`."""
+    train_gradient: pd.DataFrame | None = None
+    """Those of the images of ``train``."""
 
     def have(self, names: Iterable[str]) -> bool:
         """Whether the tables of these names are there."""
@@ -174,6 +193,27 @@ def refuse_all_clipped(model: str, *tables: pd.DataFrame) -> None:
         )
 
 
+REASONS = {
+    "general": "no general model",
+    "general_outlier": "no general model against the in-distribution images",
+    "train": "no training image was scored",
+    "seeds": "it needs models of two seeds or more",
+    "compressor": "no compressor at hand",
+    "gradient": "it was not asked for: --gradient true",
+}
+
+
+def absent_scores(found: Iterable[str], scales: int) -> dict[str, str]:
+    """Score → why it is not among those found, for a model of so many scales."""
+    reasons = {}
+    for name, score in SCORES.items():
+        if name not in found:
+            lacking = [REASONS[need] for need in score.needs if need in REASONS]
+            few = f"the model has {scales} scale{'s' * (scales > 1)}"
+            reasons[name] = few if scales not in score.scales else ", ".join(lacking)
+    return reasons
+
+
 def _computed(score: Score, tables: ScoreTables) -> np.ndarray:
     origin = SCORES.origin(score.name)
     if not origin:
@@ -213,6 +253,35 @@ def _scale(number: int) -> Callable[[ScoreTables], np.ndarray]:
     return compute
 
 
+def _typicality(tables: ScoreTables) -> np.ndarray:
+    assert tables.train is not None
+    return typicality(_log_prob(tables.test), tables.train["log_prob"].to_numpy())
+
+
+def _waic(tables: ScoreTables) -> np.ndarray:
+    return waic(np.stack([_log_prob(table) for table in (tables.test, *tables.seeds)]))
+
+
+def _dose(density: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[..., np.ndarray]:
+    """The density of a model's statistics."""
+
+    def compute(tables: ScoreTables) -> np.ndarray:
+        assert tables.train is not None
+        names = list(statistics_of(tables.test, tables.train))
+        values = clip_non_finite(tables.test[names].to_numpy())
+        return density(values, tables.train[names].to_numpy()) if names else np.zeros(len(values))
+
+    return compute
+
+
+def _gradient(tables: ScoreTables) -> np.ndarray:
+    assert tables.gradient is not None and tables.train_gradient is not None
+    names = [name for name in map(str, tables.gradient) if name.startswith("gradient/")]
+    return gradient_density(
+        tables.gradient[names].to_numpy(), tables.train_gradient[names].to_numpy()
+    )
+
+
 THREE = range(3, 4)
 for _score in (
     Score("raw", ("test",), lambda tables: _log_prob(tables.test)),
@@ -229,6 +298,16 @@ for _score in (
         ("test", "general_outlier"),
         lambda tables: _log_prob(tables.test) - _log_prob(tables.general_outlier),
     ),
+    Score("typicality", ("test", "train"), _typicality),
+    Score("waic", ("test", "seeds"), _waic),
+    Score(
+        "complexity",
+        ("test", "compressor"),
+        lambda tables: _log_prob(tables.test) - _log_prob(tables.compressor),
+    ),
+    Score("dose", ("test", "train"), _dose(density_of_states)),
+    Score("dose_svm", ("test", "train"), _dose(density_of_states_svm)),
+    Score("gradient", ("test", "gradient", "train_gradient"), _gradient),
 ):
     SCORES.add(_score.name, _score)
 
@@ -237,7 +316,7 @@ def _check_same_images(tables: ScoreTables, score: Score) -> None:
     """Raise UserError where the tables that a score needs are not of the same images."""
     own = tables.test
     for need in score.needs:
-        if need in ("test", "train"):
+        if need in ("test", "train", "train_gradient"):
             continue
         given = getattr(tables, need)
         for other in given if need == "seeds" else (given,):

@@ -23,7 +23,7 @@ from oodflow.plans.tasks import SUBJECT, TRAINING, Task
 from oodflow.tracking import runs
 from oodflow.tracking.run_info import RunInfo
 from oodflow.workflow.analyse import analyse
-from oodflow.workflow.evaluate import contrasts, evaluate
+from oodflow.workflow.evaluate import contrasts, evaluate, general_models
 from oodflow.workflow.evaluation_run import evaluate_run
 from oodflow.workflow.planning import make_plan
 from oodflow.workflow.seeds import finish
@@ -140,8 +140,9 @@ def _evaluate(session: Session, task: Task) -> str:
     assert isinstance(options, EvaluateOptions)
     if SUBJECT in task.needs and not _is_comparison(options):
         run = runs.get(session.store, options.run)
-        general, general_outlier = contrasts(session, run, options)
-        evaluate_run(session, run, general, general_outlier, options.ood, options.limit)
+        models = general_models(session, run, options)
+        beside = contrasts(session, run, options, *models)
+        evaluate_run(session, run, beside, options.ood, options.limit)
         return run.run_id
     made = evaluate(session, options)
     if SUBJECT in task.needs:
@@ -157,7 +158,13 @@ def _is_comparison(options: EvaluateOptions) -> bool:
 
 def _comparison_hash(options: EvaluateOptions) -> str:
     """Hash of what decides an evaluation's numbers, 16 digits."""
-    facts = {k: v for k, v in asdict(options).items() if k not in ("device", "data_dir")}
+    # Without what is left to be decided: options that are added later change no hash.
+    undecided = (None, False)
+    facts = {
+        k: v
+        for k, v in asdict(options).items()
+        if k not in ("device", "data_dir") and not any(v is each for each in undecided)
+    }
     return json_hash(facts)
 
 

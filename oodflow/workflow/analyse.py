@@ -140,6 +140,7 @@ def _record(session: Session, task: AnalysisTask, parent: str = "", project_run:
         metrics = {key: value for key, value in findings.metrics.items() if math.isfinite(value)}
         runs.log_metrics(store, record, metrics)
         _keep(session, record, f"{task.analysis}.npz", findings.arrays)
+        runs.set_tags(store, record, findings.tags)
         runs.set_tags(store, record, {}, description=_markdown(runs.get(store, record)))
         runs.set_tags(store, record, {"registered": "true"})
     console.say(f"{name}: run {record}")
@@ -185,6 +186,14 @@ def _both_folds(run: RunInfo) -> Cells:
     return cells
 
 
+def _aurocs(run: RunInfo) -> Cells:
+    return {
+        (name.split("/")[1], name.split("/")[2]): f"{100 * value:.1f}"
+        for name, value in run.metrics.items()
+        if name.startswith("auroc/")
+    }
+
+
 TABLES: Mapping[str, tuple[str, Callable[[RunInfo], Cells]]] = {
     "fourier": (
         "Rank correlation of log p of mixed images with that of their donors",
@@ -193,6 +202,7 @@ TABLES: Mapping[str, tuple[str, Callable[[RunInfo], Cells]]] = {
     "correlation": ("Rank correlation of log p with that of other models", _correlations),
     "extremes": ("Lowest score of the highest-scoring images", _thresholds),
     "folds": ("AUROC in %, inliers of the test → of the training fold", _both_folds),
+    "scores": ("AUROC in % of every score", _aurocs),
 }
 """Title and cells of each analysis's table."""
 
@@ -211,6 +221,15 @@ def _show(made: Sequence[RunInfo]) -> None:
         for row in sorted({row for row, _ in cells}):
             table.add_row(*facts, row, *(cells.get((row, column), "–") for column in columns))
     console.show(table)
+    for line in dict.fromkeys(line for run in made for line in _notes(run)):
+        console.say(line)
+
+
+def _notes(run: RunInfo) -> list[str]:
+    """What an analysis could not make, and why; what it made of fewer numbers than others."""
+    absent = [f"absent: {part}" for part in run.tags.get("absent", "").split("; ") if part]
+    statistics = run.tags.get("dose_statistics", "")
+    return absent + ([f"dose is of {statistics.replace(' ', ', ')}"] if statistics else [])
 
 
 def _markdown(run: RunInfo) -> str:
@@ -229,4 +248,5 @@ def _markdown(run: RunInfo) -> str:
     for row in sorted({row for row, _ in cells}):
         texts = (cells.get((row, column), "–") for column in columns)
         lines.append(f"| {row} | {' | '.join(texts)} |")
-    return "\n".join(lines)
+    lines += ["", *(f"- {line}" for line in _notes(run))]
+    return "\n".join(lines).rstrip()

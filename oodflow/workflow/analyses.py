@@ -5,6 +5,7 @@ fourier     which donor the likelihood of a Fourier-mixed image follows (S3)
 correlation rank correlation of the likelihood with that of other models
 extremes    the highest-scoring images of the general set (S8)
 folds       AUROC with inliers of the training fold in place of the test fold (S6)
+scores      every score of the field on the same images
 =========== ====================================================================================
 """
 
@@ -24,17 +25,20 @@ from oodflow.data.catalog import agreeing, dataset_list, lookup, slug_of
 from oodflow.data.images import Images
 from oodflow.errors import UserError
 from oodflow.evaluation.extremes import highest, random_subset
+from oodflow.evaluation.field_scores import statistics_of
 from oodflow.evaluation.fourier import derangement, fourier_mix
-from oodflow.evaluation.metrics import auroc
-from oodflow.evaluation.scores import clip_non_finite, compute_scores
+from oodflow.evaluation.metrics import auroc, evaluate_scores
+from oodflow.evaluation.scores import absent_scores, clip_non_finite, compute_scores
 from oodflow.experiment import json_hash
 from oodflow.models.likelihood import NOISE_FREE
 from oodflow.options import AUTO, AnalyseOptions
 from oodflow.registration import MODELS
 from oodflow.tracking import runs
 from oodflow.tracking.run_info import RunInfo
-from oodflow.workflow.evaluation_run import score_table
-from oodflow.workflow.session import LoadedModel, Session, check_same_shape
+from oodflow.workflow.choose import diff_outlier_general
+from oodflow.workflow.evaluate import contrasts
+from oodflow.workflow.evaluation_run import detection_scores, sample_size, score_table
+from oodflow.workflow.session import SAMPLE, LoadedModel, Session, check_same_shape
 
 __all__ = ["ANALYSES", "Findings", "AnalysisTask"]
 
@@ -60,6 +64,7 @@ class Findings:
 
     metrics: Mapping[str, float]
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -303,10 +308,62 @@ def folds(session: Session, run: RunInfo, chosen: AnalyseOptions) -> AnalysisTas
     return AnalysisTask("folds", run, models, images, measure, tags=tags)
 
 
+def all_scores(session: Session, run: RunInfo, chosen: AnalyseOptions) -> AnalysisTask:
+    """All scores of the catalogue's test images, and every metric against each outlier dataset.
+
+    What they need and is not there yet is made. The artifact has ``<dataset>/<score>``, a value an
+    image. Tags say which scores are absent, and why, and what ``dose`` is a density of.
+    """
+    dataset, oods = run.tags["dataset"], session.outliers(run.tags["dataset"])
+    if not oods:
+        raise UserError(f"no outlier dataset of {dataset} is present; see `oodflow datasets list`")
+    known = run.tags.get("general_outlier_run", "")
+    outlier = runs.get(session.store, known) if known else diff_outlier_general(session.store, run)
+    beside = contrasts(session, run, chosen, _own_general(session, run), outlier, seeds=True)
+    count = sample_size(session, dataset, beside, chosen.limit)
+    tests = [session.images(name, "test", chosen.limit) for name in (dataset, *oods)]
+    images = (*tests, session.images(dataset, SAMPLE, count)) if count else tuple(tests)
+    models = (run, beside.general, beside.general_outlier, *beside.seeds, *beside.compressors)
+
+    def measure() -> Findings:
+        found = detection_scores(session, run, beside, AUTO, chosen.limit)
+        arrays = {
+            f"{slug_of(name)}/{score}": values
+            for name, scores in found.items()
+            for score, values in scores.items()
+        }
+        own = found.pop(dataset)
+        metrics = evaluate_scores(own, {slug_of(name): each for name, each in found.items()})
+        absent = absent_scores(own, session.model(run).model.scales)
+        tags = {"absent": "; ".join(f"{score}: {why}" for score, why in absent.items())}
+        if count:
+            tables = (
+                score_table(session, run, dataset, limit, fold)
+                for limit, fold in ((chosen.limit, "test"), (count, SAMPLE))
+            )
+            tags["dose_statistics"] = " ".join(statistics_of(*tables))
+        return Findings(metrics, arrays, tags)
+
+    digests = " ".join(f"{slug_of(each.name)}={each.digest}" for each in tests)
+    tags = {"images": digests}
+    tags |= {"seed_runs": " ".join(each.run_id for each in beside.seeds)} if beside.seeds else {}
+    tags |= {"general_run": beside.general.run_id} if beside.general else {}
+    return AnalysisTask(
+        "scores",
+        run,
+        tuple(session.model(each) for each in models if each),
+        images,
+        measure,
+        options={"gradient": chosen.gradient},
+        tags=tags,
+    )
+
+
 ANALYSES: Mapping[str, Callable[[Session, RunInfo, AnalyseOptions], AnalysisTask]] = {
     "fourier": fourier,
     "correlation": correlation,
     "extremes": extremes,
     "folds": folds,
+    "scores": all_scores,
 }
 """The analyses by name; each gives the task of analysing one in-distribution model."""

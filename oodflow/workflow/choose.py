@@ -11,6 +11,8 @@ from oodflow.errors import UserError
 from oodflow.experiment import Model
 from oodflow.options import TUNED, FinetuneOptions
 from oodflow.tracking import runs
+from oodflow.tracking.registry import seed_of
+from oodflow.tracking.repetitions import setting_of
 from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.store import Store
 
@@ -21,6 +23,7 @@ __all__ = [
     "general_sets",
     "in_distribution_runs",
     "newest_general",
+    "other_seeds",
     "own_of",
     "tuned",
 ]
@@ -173,6 +176,16 @@ def diff_outlier_general(store: Store, run: RunInfo) -> RunInfo | None:
     }
     channels = run.params.get("model.channels")
     return _newest(store, tags, lambda found: found.params.get("model.channels") == channels)
+
+
+def other_seeds(store: Store, run: RunInfo) -> list[RunInfo]:
+    """The newest registered run of each other seed with the same settings, by seed."""
+    names = ("model", "dataset", "role", "setting", "outlier_loss", "init")
+    newest: dict[str, RunInfo] = {}
+    for found in _models(store, {name: run.tags[name] for name in names if name in run.tags}):
+        if setting_of(found) == setting_of(run) and found.tags["seed"] != run.tags["seed"]:
+            newest.setdefault(found.tags["seed"], found)
+    return sorted(newest.values(), key=seed_of)
 
 
 def in_distribution_runs(store: Store) -> list[RunInfo]:

@@ -1,7 +1,10 @@
 """Lossless compressors as general models (S6): runs without weights that hold their scores."""
 
+from PIL import features
+
 from oodflow.experiment import Data, Experiment, Loss, Model, Optimisation
 from oodflow.models.build import build_model
+from oodflow.models.compressor import CODECS
 from oodflow.tracking import runs
 from oodflow.tracking.leases import leased_in_turn
 from oodflow.tracking.run_info import RunInfo
@@ -9,7 +12,13 @@ from oodflow.workflow.session import Session
 from oodflow.workflow.training_plan import TrainingPlan, model_name, run_tags
 from oodflow.workflow.training_run import keep_weights
 
-__all__ = ["compressor_run"]
+__all__ = ["compressor_run", "compressor_runs"]
+
+
+def compressor_runs(session: Session, channels: int) -> tuple[RunInfo, ...]:
+    """The runs of all codecs that the installed Pillow has."""
+    present = [name for name, codec in CODECS.items() if features.check(codec.feature)]
+    return tuple(compressor_run(session, name, channels) for name in present)
 
 
 def compressor_run(session: Session, codec: str, channels: int) -> RunInfo:

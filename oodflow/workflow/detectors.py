@@ -30,7 +30,7 @@ from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.servable import downloaded, log_model, set_alias
 from oodflow.tracking.store import Store
 from oodflow.workflow.choose import in_distribution_runs
-from oodflow.workflow.evaluate import contrasts
+from oodflow.workflow.evaluate import general_models
 from oodflow.workflow.evaluation_run import outlier_datasets, say_if_changed
 from oodflow.workflow.session import Session, check_same_shape, dataset_use, open_session
 
@@ -201,7 +201,7 @@ def _models(
         )
     elif options.score == AUTO and options.general == AUTO and not _has_general(session, run):
         wanted = replace(wanted, general="none")
-    general, general_outlier = contrasts(session, run, wanted)
+    general, general_outlier = general_models(session, run, wanted)
     known = {"general": general, "general_outlier": general_outlier}
     score = options.score
     if score == AUTO:

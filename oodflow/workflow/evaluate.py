@@ -3,17 +3,22 @@
 from oodflow import console
 from oodflow.errors import UserError
 from oodflow.experiment import COMPRESSORS, Model
-from oodflow.options import AUTO, EvaluateOptions
+from oodflow.options import AUTO, EvaluateOptions, FittedOptions
 from oodflow.registration import MODELS
 from oodflow.tracking import runs
 from oodflow.tracking.run_info import RunInfo
 from oodflow.workflow import results
-from oodflow.workflow.choose import diff_outlier_general, general_of, in_distribution_runs
-from oodflow.workflow.compressors import compressor_run
-from oodflow.workflow.evaluation_run import compare_run, evaluate_run
+from oodflow.workflow.choose import (
+    diff_outlier_general,
+    general_of,
+    in_distribution_runs,
+    other_seeds,
+)
+from oodflow.workflow.compressors import compressor_run, compressor_runs
+from oodflow.workflow.evaluation_run import Contrasts, compare_run, evaluate_run
 from oodflow.workflow.session import Session, open_session
 
-__all__ = ["command", "contrasts", "evaluate"]
+__all__ = ["command", "contrasts", "evaluate", "general_models"]
 
 
 def command(options: EvaluateOptions) -> None:
@@ -62,12 +67,11 @@ def _evaluate(
         tags["plugin.model"] = plugin
     name = f"evaluation of {run.name}"
     with runs.recording(session.store, name, tags, parent, project_run) as record:
-        general, general_outlier = contrasts(session, run, options)
+        general, general_outlier = general_models(session, run, options)
         own_family = general is None or general.tags["model"] == run.tags["model"]
         if own_family and options.inlier_fold == "test":
-            result = evaluate_run(
-                session, run, general, general_outlier, options.ood, options.limit
-            )
+            beside = contrasts(session, run, options, general, general_outlier)
+            result = evaluate_run(session, run, beside, options.ood, options.limit)
         elif general is None:
             raise UserError("training-fold inliers are compared by a ratio; name a general model")
         else:
@@ -86,11 +90,41 @@ def _evaluate(
 
 
 def contrasts(
+    session: Session,
+    run: RunInfo,
+    options: FittedOptions,
+    general: RunInfo | None,
+    general_outlier: RunInfo | None,
+    seeds: bool = False,
+) -> Contrasts:
+    """Whose tables the scores of a run need, beside general models: other seeds, compressors.
+
+    Other seeds only where asked for: a run's own numbers do not depend on which of them are done.
+    """
+    model = session.model(run).model
+    if not _has_scores(session, run):
+        return Contrasts(general, general_outlier)
+    return Contrasts(
+        general,
+        general_outlier,
+        tuple(other_seeds(session.store, run)) if seeds else (),
+        compressor_runs(session, model.image_shape[0]),
+        options.train_images,
+        options.gradient,
+    )
+
+
+def _has_scores(session: Session, run: RunInfo) -> bool:
+    """Whether a run's model is an in-distribution density."""
+    return run.tags.get("role") == "in_distribution" and session.model(run).model.is_density
+
+
+def general_models(
     session: Session, run: RunInfo, options: EvaluateOptions
 ) -> tuple[RunInfo | None, RunInfo | None]:
     """The general models behind ``diff`` and ``diff_outlier`` of a run."""
     spec: Model = session.model(run).experiment.model
-    if run.tags.get("role") != "in_distribution" or not session.model(run).model.is_density:
+    if not _has_scores(session, run):
         return None, None
     general: RunInfo | None = None
     if options.general in COMPRESSORS:

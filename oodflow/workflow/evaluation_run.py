@@ -3,9 +3,10 @@
 import contextlib
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from oodflow.data.resampling import compared
 from oodflow.errors import UserError
 from oodflow.evaluation.metrics import evaluate_scores
 from oodflow.evaluation.plots import effect_figure, histogram_figure, roc_figure, save_figure
-from oodflow.evaluation.score_table import read_table, write_table
+from oodflow.evaluation.score_table import COLUMNS, read_table, write_table
 from oodflow.evaluation.scores import (
     SCORES,
     bits_per_dimension_mean,
@@ -27,18 +28,47 @@ from oodflow.evaluation.scores import (
 from oodflow.tracking import runs
 from oodflow.tracking.run_info import RunInfo
 from oodflow.workflow import results
-from oodflow.workflow.session import LoadedModel, Session, check_same_shape, dataset_use
+from oodflow.workflow.session import (
+    SAMPLE,
+    LoadedModel,
+    Session,
+    check_same_shape,
+    dataset_use,
+)
 from oodflow.workflow.sharing import Scoring, score_together
 
 __all__ = [
+    "Contrasts",
     "EvaluationResult",
     "compare_run",
     "describe_run",
+    "detection_scores",
     "evaluate_run",
+    "sample_size",
     "outlier_datasets",
     "say_if_changed",
     "score_table",
 ]
+
+
+LARGEST_SAMPLE = 10_000
+"""Training images that scores are fitted to, at most, unless more are asked for."""
+
+KEYS = ("index", "label")
+
+
+@dataclass(frozen=True)
+class Contrasts:
+    """What stands beside an in-distribution model: whose tables its scores need."""
+
+    general: RunInfo | None = None
+    general_outlier: RunInfo | None = None
+    seeds: tuple[RunInfo, ...] = ()
+    """Models of the same experiment with other seeds."""
+    compressors: tuple[RunInfo, ...] = ()
+    train_images: int | None = 0
+    """How many of its training images are scored; None: see :func:`sample_size`."""
+    gradient: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,37 +92,75 @@ def score_table(
     computed and kept there; ``bpd/<dataset>`` of the test fold, and a class-conditional model's
     ``accuracy/<dataset>`` on its own dataset, become metrics of the run.
     """
+    # BPDs, which need a pass with noise, are of whole folds.
+    scoring = Scoring(run, dataset, fold, limit, dequantised=fold != SAMPLE)
+    columns = COLUMNS if scoring.dequantised else (*KEYS, "log_prob")
+    table, made = _kept(
+        session, scoring, fold, columns, lambda advance: score_together(session, scoring, advance)
+    )
+    if made and fold == "test":
+        metrics = _own_metrics(session.model(run), dataset, table)
+        runs.log_metrics(session.store, run.run_id, metrics)
+    return table
+
+
+def _gradients(session: Session, scoring: Scoring) -> pd.DataFrame:
+    """Squared gradient norms of the same images as of a score table."""
+    images = session.images(scoring.dataset, scoring.fold, scoring.limit)
+
+    def make(advance: Callable[[int], None]) -> pd.DataFrame:
+        # Imported here: few evaluations need it.
+        from oodflow.evaluation.gradients import gradient_table
+
+        model = session.model(scoring.run).model
+        return gradient_table(
+            model, images.pixels, images.labels, device=session.device, on_progress=advance
+        )
+
+    return _kept(session, scoring, f"{scoring.fold}-gradient", KEYS, make)[0]
+
+
+def _kept(
+    session: Session,
+    scoring: Scoring,
+    name: str,
+    columns: Iterable[str],
+    make: Callable[[Callable[[int], None]], pd.DataFrame],
+) -> tuple[pd.DataFrame, bool]:
+    """A table of images under a model from the run's artifacts, else made and kept there.
+
+    Also whether it was made. ``name`` takes the fold's place in its file name.
+    """
+    run, dataset = scoring.run, scoring.dataset
     loaded = session.model(run)
-    images = session.images(dataset, fold, limit)
+    images = session.images(dataset, scoring.fold, scoring.limit)
     slug = slug_of(dataset)
     facts = {
         "model": loaded.digest,
         "dataset": slug,
-        "fold": fold,
+        "fold": name,
         "images": images.digest,
     }
-    path = f"scores/{slug}-{fold}.parquet"
+    path = f"scores/{slug}-{name}.parquet"
     if path in runs.list_artifacts(session.store, run.run_id, "scores"):
         # A damaged table is made anew, as one of other weights or images is.
         with (
             runs.artifact(session.store, run.run_id, path) as local,
             contextlib.suppress(UserError),
         ):
-            table, known = read_table(local)
+            table, known = read_table(local, columns)
             if known == facts:
-                return table
+                return table, False
     check_same_shape(dataset, loaded.model.image_shape[0], f"the model of run {run.run_id}")
     count = len(images.pixels)
     with console.progress(f"{run.name}: scoring {slug}", count) as advance:
-        table = score_together(session, Scoring(run, dataset, fold, limit), advance)
+        table = make(advance)
     if images.files:
         table.insert(1, "file", images.files)
     with tempfile.TemporaryDirectory(prefix="oodflow-") as folder:
         write_table(table, Path(folder) / Path(path).name, facts=facts)
         runs.log_artifacts(session.store, run.run_id, Path(folder), "scores")
-    if fold == "test":
-        runs.log_metrics(session.store, run.run_id, _own_metrics(loaded, dataset, table))
-    return table
+    return table, True
 
 
 def _own_metrics(loaded: LoadedModel, dataset: str, table: pd.DataFrame) -> dict[str, float]:
@@ -134,8 +202,7 @@ def outlier_datasets(session: Session, dataset: str, given: str) -> tuple[str, .
 def evaluate_run(
     session: Session,
     run: RunInfo,
-    general: RunInfo | None,
-    general_outlier: RunInfo | None,
+    beside: Contrasts,
     ood: str = "auto",
     limit: int = 0,
 ) -> EvaluationResult:
@@ -151,7 +218,7 @@ def evaluate_run(
     metrics = _own_metrics(loaded, dataset, own)
     if run.tags["role"] == "general":
         return EvaluationResult(run, metrics)
-    scores = detection_scores(session, run, general, general_outlier, ood, limit)
+    scores = detection_scores(session, run, beside, ood, limit)
     own_scores = scores.pop(dataset)
     scores = _by_slug(scores)
     detection = evaluate_scores(own_scores, scores) if scores else {}
@@ -159,7 +226,10 @@ def evaluate_run(
     used = (dataset, *outlier_datasets(session, dataset, ood))
     uses = [dataset_use(session, name, "test", "evaluation") for name in used]
     runs.log_datasets(session.store, run.run_id, uses)
-    contrasts = {"general_run": general, "general_outlier_run": general_outlier}
+    contrasts = {
+        "general_run": beside.general,
+        "general_outlier_run": beside.general_outlier,
+    }
     tags = {name: contrast.run_id for name, contrast in contrasts.items() if contrast}
     runs.set_tags(session.store, run.run_id, tags | _plugins(own_scores))
     if scores:
@@ -178,7 +248,7 @@ def compare_run(
     """
     dataset = _dataset_of(run)
     say_if_changed(session, session.model(run))
-    scores = detection_scores(session, run, general, None, ood, limit, inlier_fold)
+    scores = detection_scores(session, run, Contrasts(general), ood, limit, inlier_fold)
     for name in scores:
         fold = inlier_fold if name == dataset else "test"
         table = score_table(session, general, name, limit, fold)
@@ -220,34 +290,60 @@ def _dataset_of(run: RunInfo) -> str:
 def detection_scores(
     session: Session,
     run: RunInfo,
-    general: RunInfo | None,
-    general_outlier: RunInfo | None,
+    beside: Contrasts,
     ood: str,
     limit: int,
     inlier_fold: str = "test",
 ) -> dict[str, dict[str, np.ndarray]]:
     """Dataset → score → values: the run's own dataset first, then the outlier datasets."""
     dataset = run.tags["dataset"]
-    given = {"table": run, "general": general, "general_outlier": general_outlier}
-    models = {part: each for part, each in given.items() if each}
+    fitted: dict[str, Any] = {}
+    if count := sample_size(session, dataset, beside, limit):
+        fitted["train"] = score_table(session, run, dataset, count, SAMPLE)
+        if beside.gradient:
+            sample = Scoring(run, dataset, SAMPLE, count)
+            fitted["train_gradient"] = _gradients(session, sample)
+    roles = {"general": beside.general, "general_outlier": beside.general_outlier}
+    models = {"table": run} | {role: each for role, each in roles.items() if each}
+    tables: dict[str, dict[str, Any]] = {}
     used = (dataset, *outlier_datasets(session, dataset, ood))
     trained_on = [each.tags.get("dataset", "") for each in models.values()]
     trained_on.append(run.tags.get("outlier_dataset", ""))
     session.warn(compared(dataset, (*used, *trained_on), session.data_dir))
-    tables = {}
     for name in used:
         fold = inlier_fold if name == dataset else "test"
-        tables[name] = {
-            part: score_table(session, each, name, limit, fold) for part, each in models.items()
-        }
-    for part, each in models.items():
+
+        def table(of_run: RunInfo, name: str = name, fold: str = fold) -> pd.DataFrame:
+            return score_table(session, of_run, name, limit, fold)
+
+        tables[name] = {role: table(each) for role, each in models.items()}
+        tables[name]["seeds"] = tuple(map(table, beside.seeds))
+        if beside.compressors:
+            tables[name]["compressor"] = _shortest(list(map(table, beside.compressors)))
+        if beside.gradient:
+            tables[name]["gradient"] = _gradients(session, Scoring(run, name, fold, limit))
+    for role, each in models.items():
         # Of outliers alone, a model that was trained against them may exclude all.
-        seen = [of[part] for name, of in tables.items() if part != "table" or name == dataset]
+        seen = [of[role] for name, of in tables.items() if role != "table" or name == dataset]
         refuse_all_clipped(f"run {each.run_id} ({each.name})", *seen)
-    return {
-        name: compute_scores(of["table"], of.get("general"), of.get("general_outlier"))
-        for name, of in tables.items()
-    }
+    return {name: compute_scores(**of, **fitted) for name, of in tables.items()}
+
+
+def sample_size(session: Session, dataset: str, beside: Contrasts, limit: int) -> int:
+    """How many training images scores are fitted to: half as many as there are test images.
+
+    At most :data:`LARGEST_SAMPLE`, unless a number is given. An evaluation scores several test
+    folds: with half of one more it stays about as fast.
+    """
+    if beside.train_images is not None:
+        return beside.train_images
+    return min(len(session.images(dataset, "test", limit).pixels) // 2, LARGEST_SAMPLE)
+
+
+def _shortest(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The table of whichever compressor writes the shortest file of each image."""
+    shortest = np.max([table["log_prob"] for table in tables], axis=0)
+    return tables[0][list(KEYS)].assign(log_prob=shortest)
 
 
 def _by_slug(scores: Mapping[str, dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:

@@ -16,13 +16,18 @@ if TYPE_CHECKING:
 __all__ = ["auroc_rows", "describe", "describe_seeds", "show_runs"]
 
 
+PAPER = 6
+"""The first scores of the register are those of the paper."""
+
+
 def columns(run: RunInfo) -> tuple[str, ...]:
-    """Scores to show: the built-in ones, then what else the run was evaluated by.
+    """Scores to show: the paper's, then what else the run was evaluated by.
 
     ``general`` is the general model's log p alone, where another family's was compared.
     """
     others = {name.split("/")[2] for name in run.metrics if name.startswith("auroc/")}
-    return (*SCORES.built_in, *sorted(others - set(SCORES.built_in)))
+    field = [name for name in SCORES.built_in[PAPER:] if name in others]
+    return (*SCORES.built_in[:PAPER], *field, *sorted(others - set(SCORES.built_in)))
 
 
 def auroc_rows(run: RunInfo) -> list[tuple[str, list[float | None]]]:

@@ -22,7 +22,7 @@ from oodflow.tracking.store import Store
 from oodflow.training.distributed import broadcast, process_group, rank
 from oodflow.workflow import results
 from oodflow.workflow.choose import diff_outlier_general
-from oodflow.workflow.evaluation_run import describe_run, evaluate_run
+from oodflow.workflow.evaluation_run import Contrasts, describe_run, evaluate_run
 from oodflow.workflow.planning import make_plan
 from oodflow.workflow.session import Session, open_session
 from oodflow.workflow.training_plan import TrainingPlan, model_name, run_tags
@@ -97,7 +97,8 @@ def conclude(session: Session, plan: TrainingPlan, run_id: str) -> None:
     diff_outlier = (
         diff_outlier_general(session.store, run) if plan.role == "in_distribution" else None
     )
-    evaluate_run(session, run, plan.general, diff_outlier, limit=plan.experiment.data.limit)
+    beside = Contrasts(plan.general, diff_outlier)
+    evaluate_run(session, run, beside, limit=plan.experiment.data.limit)
     runs.register(session.store, run_id, model_name(plan))
     describe_run(session, run_id)
     runs.end(session.store, run_id, "FINISHED")

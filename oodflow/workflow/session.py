@@ -7,7 +7,7 @@ import torch
 
 from oodflow import console
 from oodflow.data.catalog import data_folder, lookup
-from oodflow.data.images import Images, describe, images_of, present
+from oodflow.data.images import Images, describe, images_of, present, sampled
 from oodflow.data.prepared import Prepared
 from oodflow.errors import UserError
 from oodflow.experiment import Experiment
@@ -21,6 +21,7 @@ from oodflow.training.checkpoint import MODEL_FILE, load_model
 from oodflow.training.distributed import launched, world
 
 __all__ = [
+    "SAMPLE",
     "LoadedModel",
     "Session",
     "check_same_shape",
@@ -29,6 +30,12 @@ __all__ = [
     "described",
     "open_session",
 ]
+
+SAMPLE = "train-sample"
+"""Stands for a fold: a seeded random subset of the training images, as they are."""
+
+SAMPLE_SEED = 0
+"""The same for all models of a dataset, which are compared."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +67,15 @@ class Session:
     _warned: set[str] = field(default_factory=set)
 
     def images(self, name: str, fold: str, limit: int = 0) -> Images:
-        """A fold of a dataset, loaded once."""
+        """A fold of a dataset, loaded once: the first ``limit`` images, of :data:`SAMPLE` any."""
         key = (name, fold, limit)
         if key not in self._images:
-            self._images[key] = images_of(self.described(name), fold, limit)
+            ready = self.described(name)
+            self._images[key] = (
+                sampled(images_of(ready, "train"), limit, SAMPLE_SEED)
+                if fold == SAMPLE
+                else images_of(ready, fold, limit)
+            )
         return self._images[key]
 
     def described(self, name: str) -> Prepared:

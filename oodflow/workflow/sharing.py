@@ -21,6 +21,7 @@ class Scoring:
     dataset: str
     fold: str
     limit: int
+    dequantised: bool = True
 
 
 def score_together(
@@ -44,6 +45,7 @@ def score_together(
             None if images.labels is None else images.labels[own],
             device=session.device,
             first=own.start,
+            dequantised=scoring.dequantised,
             on_progress=on_progress and (lambda done: on_progress(min(done * world(), count))),
         )
     tables = [each for each in gather(table) if len(each)]

@@ -125,3 +125,12 @@ def test_reading_the_catalogue_imports_nothing_heavy():
     code = "import sys, oodflow.data.catalog; print('torch' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_near_outliers_are_some_of_the_outlier_datasets():
+    for name in CATALOG:
+        assert set(CATALOG[name].near) <= set(CATALOG[name].ood)
+    assert lookup("cifar10").near == ("cifar100", "tinyimagenet")
+    assert lookup("cifar10-grey").near == ("cifar100-grey", "tinyimagenet-grey")
+    assert lookup("brats-t1").near == lookup("brats-t1").ood
+    assert lookup("svhn").near == ()

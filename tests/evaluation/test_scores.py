@@ -26,7 +26,7 @@ def make_table(log_prob, **columns) -> pd.DataFrame:
 def test_every_score_of_a_three_scale_model():
     table = make_table([-6.0, -9.0], scale1=[-1.0, -2.0], scale2=[-2.0, -3.0], scale3=[-3.0, -4.0])
     scores = compute_scores(table, make_table([-7.0, -7.0]), make_table([-16.0, -8.0]))
-    assert tuple(scores) == SCORES.names()
+    assert tuple(scores) == SCORES.names()[:6]
     assert {name: values.tolist() for name, values in scores.items()} == {
         "raw": [-6.0, -9.0],
         "scale1": [-1.0, -2.0],

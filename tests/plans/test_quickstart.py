@@ -23,6 +23,7 @@ from oodflow.training.checkpoint import load_model
 
 OODS = ("sketch-digits", "sketch-letters", "sketch-scenes")
 SCORES = ("raw", "scale1", "scale2", "last_scale", "diff", "diff_outlier")
+OF_ONE_SEED = ("typicality", "complexity", "dose", "dose_svm")
 TRAIN = ("bpd", "outlier_loss", "dropped_images", "skipped_batches", "skipped_updates")
 KEYS = ("kind", "dataset", "role", "outlier_loss", "outlier_dataset", "init", "seed")
 
@@ -67,7 +68,12 @@ def detectors(models):
 def trainings(store, **tags: str) -> list[runs.RunInfo]:
     """Registered training runs with these tags, the newest first."""
     found = runs.find(store, {"registered": "true", **tags})
-    return [run for run in found if run.tags["kind"] in ("train", "finetune")]
+    # Compressors, which evaluations make, are trained on nothing.
+    return [
+        run
+        for run in found
+        if run.tags["kind"] in ("train", "finetune") and run.tags.get("dataset")
+    ]
 
 
 def table(store, run_id: str, dataset: str) -> pd.DataFrame:
@@ -101,8 +107,8 @@ def test_there_is_one_run_a_model_and_seed_its_analyses_and_one_report(store, mo
     assert {run.tags["analysis"] for run in analyses} == {"fourier", "extremes"}
     [analysed] = {run.tags["analysed"] for run in analyses}
     assert analysed == models[PLAIN].run_id
-    # The two analyses have a parent, and so have the seeds of three settings.
-    assert len(analyses) == 2 and len(everything) == len(EXPECTED) + 2 + 1 + 1 + 3
+    # The two analyses have a parent, and so have the seeds of three settings; three compressors.
+    assert len(analyses) == 2 and len(everything) == len(EXPECTED) + 2 + 1 + 1 + 3 + 3
     assert {run.status for run in everything} == {"FINISHED"}
     kinds = [run.tags["kind"] for run in everything]
     assert [kind for kind in kinds if kind != "seeds"][0] == "report"
@@ -180,9 +186,11 @@ def test_seeds_differ_in_their_weights(store, detectors):
 
 def test_detectors_have_the_metrics_of_the_contract_and_no_others(detectors):
     expected = {f"bpd/{name}" for name in ("sketch-shapes", *OODS)}
-    expected |= {f"{m}/{o}/{s}" for m in METRICS for o in OODS for s in SCORES}
-    expected |= {f"auroc/mean/{score}" for score in SCORES}
-    expected |= {f"train/{name}" for name in TRAIN} | {"valid/bpd"}
+    scores = (*SCORES, *OF_ONE_SEED)
+    expected |= {f"{m}/{o}/{s}" for m in METRICS for o in OODS for s in scores}
+    expected |= {f"auroc/mean/{score}" for score in scores}
+    expected |= {f"train/{name}" for name in TRAIN}
+    expected |= {"valid/bpd", "valid/non_finite_images"}
     expected |= {f"valid/auroc/{o}/{s}" for o in OODS for s in ("raw", "last_scale", "diff")}
     for run in detectors:
         assert set(run.metrics) == expected
@@ -277,7 +285,11 @@ def test_figures_are_pictures(store, detectors):
 
 
 def test_each_model_has_its_version_in_the_registry(store, models):
-    versions = store.client.search_model_versions()
+    known = {run.run_id for run in models.values()}
+    found = store.client.search_model_versions()
+    versions = [version for version in found if version.run_id in known]
+    # The others are those of the three compressors.
+    assert len(found) == len(versions) + 3
     assert sorted(v.run_id for v in versions) == sorted(run.run_id for run in models.values())
     for run in models.values():
         [version] = [v for v in versions if v.run_id == run.run_id]
@@ -360,7 +372,8 @@ def test_a_second_call_trains_nothing_and_rewrites_the_report(trained, tiny, mod
     assert (trained.folder / "report" / "tables" / "detection-sketch.csv").is_file()
     found = runs.find(trained.store(), {})
     kinds = Counter(run.tags["kind"] for run in found)
-    assert kinds == {"report": 2, "analyse": 3, "finetune": 6, "train": 1, "seeds": 3}
+    # One general model, and three compressors.
+    assert kinds == {"report": 2, "analyse": 3, "finetune": 6, "train": 4, "seeds": 3}
     assert len({run.tags["spec"] for run in trainings(trained.store())}) == len(models)
 
 
@@ -475,6 +488,7 @@ def test_an_evaluation_without_contrasts_needs_no_general_model(trained):
         "scale1",
         "scale2",
         "last_scale",
+        *OF_ONE_SEED,
     }
 
 

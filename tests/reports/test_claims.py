@@ -1,7 +1,7 @@
 """Claims: each verdict follows from numbers that make it hold, fail, or were not measured."""
 
 import pytest
-from registered import PARAMS, add_general, add_run
+from registered import OODS, PARAMS, add_general, add_run
 
 from oodflow.tracking.registry import read_registry
 from reports.claims import check_claims
@@ -102,3 +102,21 @@ def test_fourier_needs_a_margin(store):
 def test_a_store_without_detectors_makes_no_claims(store):
     add_general(store)
     assert check_claims(read_registry(store)) == ()
+
+
+def test_rankings_of_the_field_are_those_of_the_analysed_models(store):
+    general = add_general(store)
+    numbers = {"raw": 0.1, "typicality": 0.8, "complexity": 0.05, "dose": 0.7, "diff": 0.9}
+    for dataset, oods in OODS.items():
+        own = {f"auroc/{oods[0]}/raw": 0.1}
+        model = add_run(store, own, dataset=dataset, general_run=general)
+        metrics = {
+            f"auroc/{ood}/{score}": value for ood in oods for score, value in numbers.items()
+        }
+        add_run(store, metrics, kind="analyse", analysis="scores", analysed=model, dataset=dataset)
+    assert verdict(store, "Typicality is above Raw")[0] is True
+    holds, detail = verdict(store, "Complexity is above Raw")
+    assert holds is False and "−5.0" in detail
+    assert verdict(store, "DoSE is above Typicality")[:1] == (False,)
+    assert verdict(store, "DoSE is above WAIC")[0] is None
+    assert verdict(store, "Diff is above Complexity") == (True, "Diff 90.0, Complexity 5.0")

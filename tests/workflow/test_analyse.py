@@ -119,12 +119,12 @@ def test_auto_makes_all_of_models_without_outlier_loss_and_extremes_of_the_binar
     made = {(run.tags["analysed"], run.tags["analysis"]) for run in analyses(store)}
     expected = set()
     for run in model_runs(store):
-        names = ["fourier", "correlation", "extremes", "folds"]
+        names = ["fourier", "correlation", "extremes", "folds", "scores"]
         expected |= {
             (run.run_id, name)
             for name in (names if run.tags["outlier_loss"] == "none" else ["extremes"])
         }
-    assert len(expected) == 2 * 4 + 2 + 2 * 4
+    assert len(expected) == 2 * 5 + 2 + 2 * 5
     assert made == expected
     assert len(analyses(store)) == len(made)
 
@@ -170,6 +170,7 @@ def test_descriptions_and_the_terminal_hold_the_numbers(analysed, store):
                 for k in run.metrics
                 if k.startswith("auroc/")
             ],
+            "scores": [f"{100 * v:.1f}" for k, v in run.metrics.items() if k[:6] == "auroc/"],
         }[run.tags["analysis"]]
         assert cells
         assert all(f"| {cell} |" in note and f" {cell} " in analysed[1].out for cell in cells)
