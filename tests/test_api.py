@@ -170,7 +170,7 @@ KEYS = ("kind", "dataset", "role", "outlier_loss", "outlier_dataset", "init", "s
         ({"seeds": [-1]}, "a seed is at least 0"),
         ({"seeds": 1.5}, "write whole numbers"),
         ({"model": "gow"}, "unknown model 'gow'; available: glow, "),
-        ({"dataset": np.zeros((4, 32, 32))}, "images are an array of float64, 4×32×32"),
+        ({"dataset": np.zeros((4, 32, 32))}, "the given array holds float64 of shape 4×32×32"),
         ({"device": "nowhere"}, "device 'nowhere' is not available"),
     ],
 )

@@ -25,7 +25,7 @@ from oodflow.data.image_files import UnreadableImage
 from oodflow.data.source import Fold, Piece, Raw, Request, in_test_fold
 from oodflow.errors import UserError
 
-__all__ = ["read", "stamp"]
+__all__ = ["array_images", "read", "stamp"]
 
 CHUNK = 1024
 """Images in a piece."""
@@ -50,7 +50,8 @@ def read(request: Request) -> Raw:
     found = _arrays(path)
     folds = {fold for fold, _ in found}
     parts = {
-        fold: (_images(path, found[fold, "images"]), found.get((fold, "labels"))) for fold in folds
+        fold: (array_images(path, found[fold, "images"]), found.get((fold, "labels")))
+        for fold in folds
     }
     if "" in parts:
         images, labels = parts[""]
@@ -104,7 +105,7 @@ def _arrays(path: Path) -> dict[tuple[str, str], NDArray[Any]]:
     return found
 
 
-def _images(path: Path, array: NDArray[Any]) -> NDArray[np.uint8]:
+def array_images(path: Path | str, array: NDArray[Any]) -> NDArray[np.uint8]:
     """The images as N×H×W or N×H×W×3, as a view; UserError for what holds no 8-bit images."""
     size = "×".join(map(str, array.shape))
     if array.dtype != np.uint8:

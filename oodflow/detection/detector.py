@@ -136,7 +136,7 @@ class Detector:
 
         >>> Detector.fit(np.zeros((9, 32, 32)))
         Traceback (most recent call last):
-        oodflow.errors.UserError: images are an array of float64, 9×32×32; give uint8 ...
+        oodflow.errors.UserError: the given array holds float64 of shape 9×32×32 ...
         """
         return resolve("fit detector")(images, score, **options)
 
