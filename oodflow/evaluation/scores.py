@@ -230,7 +230,7 @@ def _computed(score: Score, tables: ScoreTables) -> np.ndarray:
         wrong = f"an array of shape {values.shape} for {len(tables.test)} images"
     elif np.isfinite(values).all():
         return values
-    raise UserError(f"plug-in {origin}: its score {score.name!r} is {wrong}")
+    raise UserError(f"plug-in {origin}: its score {score.name!r} gives {wrong}")
 
 
 def _scale_columns(table: pd.DataFrame) -> list[str]:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from oodflow import registration
 from oodflow.errors import UserError
 from oodflow.evaluation.scores import (
     CLIP,
@@ -13,6 +14,7 @@ from oodflow.evaluation.scores import (
     bits_per_dimension_mean,
     clip_non_finite,
     compute_scores,
+    register_score,
 )
 
 
@@ -94,3 +96,50 @@ def test_bits_per_dimension():
     assert bits_per_dimension_mean(table, (3, 32, 32)) == pytest.approx(3.25)
     table.loc[0, "log_prob_dequantised"] = math.nan
     assert math.isnan(bits_per_dimension_mean(table, (3, 32, 32)))
+
+
+@pytest.fixture
+def registered():
+    """``registered(name, needs, compute)`` registers a score for one test."""
+    names = []
+
+    def register(name, needs, compute):
+        register_score(name, needs, compute)
+        names.append(name)
+
+    yield register
+    for name in names:
+        del SCORES[name]
+
+
+def test_a_registered_score_is_computed_where_its_tables_are_there(registered):
+    registered("half", ("general",), lambda tables: 0.5 * tables.general["log_prob"].to_numpy())
+    table, general = make_table([-1.0, -2.0]), make_table([-4.0, -6.0])
+    assert "half" not in compute_scores(table)
+    assert compute_scores(table, general)["half"].tolist() == [-2.0, -3.0]
+    assert set(compute_scores(table, general, names=["half"])) == {"half"}
+    with pytest.raises(UserError, match="score 'half'.*2 and 1 rows"):
+        compute_scores(table, general[:1], names=["half"])
+
+
+@pytest.mark.parametrize(
+    ("compute", "why"),
+    [
+        (lambda tables: 1 / 0, "cannot compute its score 'bad': ZeroDivisionError"),
+        (lambda tables: np.zeros(3), "an array of shape (3,) for 2 images"),
+        (lambda tables: np.array([1.0, np.nan]), "values that are not finite"),
+    ],
+)
+def test_a_registered_score_that_fails_costs_one_line_and_no_other(
+    registered, capsys, compute, why
+):
+    registered("bad", (), compute)
+    warned = set(registration._warned)
+    table = make_table([-1.0, -2.0])
+    assert set(compute_scores(table)) == {"raw"} and set(compute_scores(table)) == {"raw"}
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: plug-in ") and why in line
+    registration._warned.intersection_update(warned)
+    with pytest.raises(UserError) as caught:
+        compute_scores(table, names=["bad"])
+    assert why in str(caught.value)
