@@ -1,6 +1,7 @@
 """The prepared form: streams in, arrays out, whole or not there, one process at a time."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from oodflow.data import prepared, sketch
 from oodflow.data.images import describe, load, prepare
@@ -163,3 +165,32 @@ def test_what_is_no_image_is_refused(tmp_path, piece, message):
     with pytest.raises(UserError, match=message):
         keep(facts, tmp_path, "", lambda: raw, lambda: 0, lambda: True, lambda done, total: None)
     assert not (tmp_path / "prepared" / "odd").exists()
+
+
+def test_what_an_older_version_prepared_of_a_folder_stays_as_it_is(tmp_path):
+    """Its folds were chosen otherwise, and models were trained on them: new files remake it."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(12):
+        Image.new("RGB", (32, 32), (i, 0, 0)).save(photos / f"{i}.png")
+    name = f"folder:{photos}"
+    folder = describe(name, tmp_path).folder
+    for file in folder.glob("*-files.json"):
+        file.unlink()
+    facts = json.loads((folder / "facts.json").read_text())
+    del facts["notes"]
+    # One image more in the test fold than the rule of today puts there.
+    test, train = (np.load(folder / f"{fold}.npy") for fold in ("test", "train"))
+    for fold, pixels in (("test", np.concatenate([test, train[:1]])), ("train", train[1:])):
+        np.save(folder / f"{fold}.npy", pixels)
+        digest = digest_of(pixels.shape, iter([pixels.tobytes()]), None)
+        facts["folds"][fold] |= {"count": len(pixels), "digest": digest}
+    (folder / "facts.json").write_text(json.dumps(facts))
+    old = load(name, "test", tmp_path)
+    assert len(old.pixels) == len(test) + 1 and old.files is None
+    assert old.digest == facts["folds"]["test"]["digest"]
+    Image.new("RGB", (32, 32)).save(photos / "new.png")
+    now = load(name, "test", tmp_path)
+    assert (
+        now.files is not None and len(load(name, "train", tmp_path).pixels) + len(now.pixels) == 13
+    )

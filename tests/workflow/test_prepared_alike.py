@@ -46,3 +46,24 @@ def test_score_agrees_with_the_evaluated_table_on_every_image(blank, photos, tin
     found.index = [file.rpartition("/")[2] for file in found.file]
     assert len(table) > 3 and set(table.file) < set(found.index)
     np.testing.assert_allclose(found.loc[table.file, "log_prob"], table.log_prob, rtol=1e-6)
+
+
+def test_an_evaluation_on_other_images_than_those_of_the_training_says_so(blank, photos, tiny):
+    folder = f"folder:{photos}?crop=16"
+    trained = blank.oodflow("train", "--dataset", folder, *tiny)
+    assert trained.code == 0, trained.err
+    run_id, table = evaluated_table(blank, "photos-")
+    words = ("evaluate", "--run", run_id[:8], "--general", "none", "--ood", "sketch-digits")
+    same = blank.oodflow(*words, "--limit", "8")
+    assert same.code == 0 and "trained on other images" not in same.out
+    for i in range(20):
+        Image.new("RGB", (40, 40), (i, 0, 0)).save(photos / f"new{i}.png")
+    (photos / "IMG_1.HEIC").write_bytes(b"?")
+    grown = blank.oodflow(*words)
+    assert grown.code == 0, grown.err
+    assert "was trained on other images than" in grown.out
+    assert "1 left out: 1 .heic (install pillow-heif to read them)" in grown.out
+    # Images of the old test fold are test images still, and no training image is among the new.
+    _, new = evaluated_table(blank, "photos-")
+    added = set(new.file) - set(table.file)
+    assert set(table.file) < set(new.file) and all(name.startswith("new") for name in added)
