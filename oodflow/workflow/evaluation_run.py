@@ -336,6 +336,8 @@ def sample_size(session: Session, dataset: str, beside: Contrasts, limit: int) -
     folds: with half of one more it stays about as fast.
     """
     if beside.train_images is not None:
+        if beside.train_images < 0:
+            raise UserError(f"train_images is {beside.train_images}; give 0 or a number of images")
         return beside.train_images
     return min(len(session.images(dataset, "test", limit).pixels) // 2, LARGEST_SAMPLE)
 

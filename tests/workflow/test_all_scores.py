@@ -196,6 +196,13 @@ def test_they_are_made_once(analysed, tmp_path):
     assert {run.run_id for run in analyses(workspace.store())} == before
 
 
+def test_a_negative_number_of_training_images_is_refused(analysed, store):
+    [run, _] = analyses(store, model="glow")
+    words = ("evaluate", "--run", run.tags["analysed"], "--train-images", "-1", "--limit", "64")
+    outcome = analysed.oodflow(*words)
+    assert outcome.code == 2 and "train_images is -1" in outcome.err
+
+
 def csv_rows(workspace, name: str) -> list[dict[str, str]]:
     text = (workspace.folder / "report" / "tables" / f"{name}.csv").read_text()
     return list(csv.DictReader(text.splitlines()))
