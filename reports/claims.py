@@ -1,7 +1,7 @@
 """The paper's claims, checked on registered runs: each holds, does not, or was not measured.
 
-Numbers are of Glow on one family of datasets, averaged over pairs within a seed, then over seeds,
-as in the tables.
+Numbers are of one model on one family of datasets, averaged over pairs within a seed, then over
+seeds, as in the tables. Glow is the paper's model; of others only what was measured is a claim.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,26 +17,44 @@ from reports.layouts import LOSS_NAMES, SCORE_NAMES
 
 __all__ = ["check_claims"]
 
+PAPER_MODEL = "glow"
+
 FOURIER_MARGIN = 0.5
 """By how much the amplitude donors' correlation must exceed the phase donors' (S3: > 0.75)."""
 
 
 def check_claims(registry: Registry) -> tuple[Claim, ...]:
-    """All claims for each family of datasets that has in-distribution Glows."""
+    """All claims for each family of datasets and each model that has in-distribution runs of it."""
     found: list[Claim] = []
     for family in registry.families:
-        frame = auroc_frame(registry, "glow", family)
-        frame = frame[frame["setting"] == "unsupervised"]
-        if len(frame):
-            found += [
-                _fourier(fourier_frame(registry, family), family),
-                _simpler(registry, frame, family),
-                *(_loss(frame, score, family) for score in ("raw", "last_scale", "diff")),
-                *(_outlier_general(frame, loss, family) for loss in ("none", "binary")),
-                *_finetuning(registry, family),
-                *_of_the_field(registry, family),
+        for model in dict.fromkeys((PAPER_MODEL, *_densities(registry, family))):
+            frame = auroc_frame(registry, model, family)
+            frame = frame[frame["setting"] == "unsupervised"]
+            if frame.empty:
+                continue
+            where = family if model == PAPER_MODEL else f"{family}, {model}"
+            claims = [
+                _simpler(frame, _general_bits(registry, model, family), where),
+                *(_loss(frame, score, where) for score in ("raw", "last_scale", "diff")),
+                *(_outlier_general(frame, loss, where) for loss in ("none", "binary")),
+                *_finetuning(registry, model, family, where),
             ]
+            if model == PAPER_MODEL:
+                claims.insert(0, _fourier(fourier_frame(registry, family), family))
+                claims += _of_the_field(registry, family)
+            found += [each for each in claims if model == PAPER_MODEL or each.holds is not None]
     return tuple(found)
+
+
+def _densities(registry: Registry, family: str) -> list[str]:
+    """The other models with likelihoods that were trained on a family, by name."""
+    return sorted(
+        {
+            run.tags["model"]
+            for run in registry.training
+            if is_plain(run) and run.tags["family"] == family
+        }
+    )
 
 
 def _fourier(frame: pd.DataFrame, family: str) -> Claim:
@@ -55,13 +73,12 @@ def _fourier(frame: pd.DataFrame, family: str) -> Claim:
     return _all_above(text, gaps, FOURIER_MARGIN, "+.2f", 1)
 
 
-def _simpler(registry: Registry, frame: pd.DataFrame, family: str) -> Claim:
+def _simpler(frame: pd.DataFrame, bits: Mapping[str, float], where: str) -> Claim:
     """The ratio repairs what the raw likelihood gets wrong: outliers that are simpler."""
     text = (
         "Against simpler outliers (fewer bits under the general model) the ratio is above the "
-        f"raw likelihood ({family})"
+        f"raw likelihood ({where})"
     )
-    bits = _general_bits(registry, family)
     means = frame[frame["outlier_loss"] == "none"].pivot_table("auroc", ["dataset", "ood"], "score")
     if not {"raw", "diff"} <= set(means):
         return Claim(text, None, "")
@@ -77,12 +94,12 @@ def _places(means: pd.DataFrame) -> Iterable[tuple[tuple[str, str], Mapping[str,
     return means.to_dict("index").items()  # type: ignore[return-value]
 
 
-def _general_bits(registry: Registry, family: str) -> dict[str, float]:
-    """Dataset → bits per dimension under the general Glow behind the family's models."""
+def _general_bits(registry: Registry, model: str, family: str) -> dict[str, float]:
+    """Dataset → bits per dimension under the general model behind the family's models."""
     generals = {
         run.tags.get("general_run")
         for run in registry.training
-        if is_plain(run) and (run.tags["model"], run.tags["family"]) == ("glow", family)
+        if is_plain(run) and (run.tags["model"], run.tags["family"]) == (model, family)
     }
     return {
         name.removeprefix("bpd/"): value
@@ -93,17 +110,17 @@ def _general_bits(registry: Registry, family: str) -> dict[str, float]:
     }
 
 
-def _loss(frame: pd.DataFrame, score: str, family: str) -> Claim:
-    text = f"The binary outlier loss improves {SCORE_NAMES[score]} on average ({family})"
+def _loss(frame: pd.DataFrame, score: str, where: str) -> Claim:
+    text = f"The binary outlier loss improves {SCORE_NAMES[score]} on average ({where})"
     return _compare(
         text, _mean(frame, "binary", score), _mean(frame, "none", score), ("binary", "none"), False
     )
 
 
-def _outlier_general(frame: pd.DataFrame, loss: str, family: str) -> Claim:
+def _outlier_general(frame: pd.DataFrame, loss: str, where: str) -> Claim:
     text = (
         f"{SCORE_NAMES['diff_outlier']} is at least {SCORE_NAMES['diff']} on average, "
-        f"{LOSS_NAMES[loss].lower()} ({family})"
+        f"{LOSS_NAMES[loss].lower()} ({where})"
     )
     names = (SCORE_NAMES["diff_outlier"], SCORE_NAMES["diff"])
     return _compare(
@@ -111,13 +128,13 @@ def _outlier_general(frame: pd.DataFrame, loss: str, family: str) -> Claim:
     )
 
 
-def _finetuning(registry: Registry, family: str) -> Iterable[Claim]:
+def _finetuning(registry: Registry, model: str, family: str, where: str) -> Iterable[Claim]:
     """S7.2: against from-scratch models of the same dataset, seed and number of updates."""
     starts: dict[str, dict[tuple[str, ...], RunInfo]] = {"scratch": {}, "general": {}}
     for run in registry.training:
         tags = run.tags
         same = (tags["role"], tags["setting"], tags["outlier_loss"], tags["model"], tags["family"])
-        wanted = ("in_distribution", "unsupervised", "none", "glow", family)
+        wanted = ("in_distribution", "unsupervised", "none", model, family)
         if same == wanted and tags["init"] in starts:
             steps = run.params.get("optimisation.steps", "")
             starts[tags["init"]][tags["dataset"], tags["seed"], steps] = run
@@ -128,7 +145,7 @@ def _finetuning(registry: Registry, family: str) -> Iterable[Claim]:
     for metric, what, sign in (("bpd/", "bits per dimension", -1), ("auroc/mean/diff", "Diff", 1)):
         text = (
             f"At equal updates, finetuned models are at least as good as from-scratch ones: {what} "
-            f"({family})"
+            f"({where})"
         )
         gaps: dict[str, list[float]] = {}
         for tuned, scratch in pairs:
@@ -158,7 +175,7 @@ def _of_the_field(registry: Registry, family: str) -> Iterable[Claim]:
     """Whether rankings of scores that others published hold for these models."""
     frame = scores_frame(registry, family)
     means = frame.pivot_table("auroc", ["dataset", "ood"], "score")
-    bits = _general_bits(registry, family)
+    bits = _general_bits(registry, PAPER_MODEL, family)
     for better, worse, source, simpler in FIELD:
         first, second = NAMES[better], NAMES[worse]
         if simpler:

@@ -120,3 +120,18 @@ def test_rankings_of_the_field_are_those_of_the_analysed_models(store):
     assert verdict(store, "DoSE is above Typicality")[:1] == (False,)
     assert verdict(store, "DoSE is above WAIC")[0] is None
     assert verdict(store, "Diff is above Complexity") == (True, "Diff 90.0, Complexity 5.0")
+
+
+def test_each_flow_has_a_verdict_of_its_own_and_others_only_on_what_was_measured(store):
+    general = add_general(store)
+    add_model(store, general, "none", {"sketch-digits": (0.1, 0, 0.9, 0)})
+    only_glow = [each.text for each in check_claims(read_registry(store))]
+    metrics = {"auroc/sketch-digits/raw": 0.8, "auroc/sketch-digits/diff": 0.3}
+    flow = add_general(store, model="tarflow")
+    add_run(store, metrics, model="tarflow", general_run=flow)
+    holds, detail = verdict(store, "raw likelihood (sketch, tarflow)")
+    assert holds is False and detail == "not in 1 of 1: sketch-shapes against sketch-digits −50.0"
+    assert verdict(store, "raw likelihood (sketch)")[0] is True
+    texts = [each.text for each in check_claims(read_registry(store))]
+    assert [text for text in texts if "tarflow" not in text] == only_glow
+    assert len(texts) == len(only_glow) + 1
