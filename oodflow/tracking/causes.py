@@ -29,6 +29,11 @@ CURES = (
     (r"No module named 'psycopg2?'", "install the driver: pip install 'oodflow[postgresql]'"),
     (r"No module named '(\w+)'", r"install the driver: pip install \1"),
     (
+        r"mlflow-artifacts URI was supplied",
+        "a server keeps the files of these runs; name that server in MLFLOW_TRACKING_URI, not its "
+        "database",
+    ),
+    (
         r"Can't load plugin|Could not parse SQLAlchemy URL",
         "write the address of a database that SQLAlchemy knows, such as postgresql://HOST/NAME",
     ),
