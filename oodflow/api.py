@@ -344,8 +344,8 @@ def find_runs(options: RunListOptions) -> tuple[RunInfo, ...]:
 
     Raises UserError where no store answers.
 
-    >>> [run.tags["dataset"] for run in oodflow.find_runs(kind="train", registered=True)]
-    ['sketch-general']
+    >>> {run.tags["kind"] for run in oodflow.find_runs(kind="train", registered=True)}
+    {'train'}
     """
     return tuple(listing.listed(options))
 
