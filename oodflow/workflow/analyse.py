@@ -188,7 +188,7 @@ def _both_folds(run: RunInfo) -> Cells:
 
 def _aurocs(run: RunInfo) -> Cells:
     return {
-        (name.split("/")[1], name.split("/")[2]): f"{100 * value:.1f}"
+        (name.split("/")[2], name.split("/")[1]): f"{100 * value:.1f}"
         for name, value in run.metrics.items()
         if name.startswith("auroc/")
     }

@@ -168,7 +168,7 @@ def test_descriptions_and_the_terminal_hold_the_numbers(analysed, store):
             "folds": [
                 f"{100 * run.metrics[k]:.1f} → {100 * run.metrics['train_fold/' + k]:.1f}"
                 for k in run.metrics
-                if k.startswith("auroc/")
+                if k.startswith("auroc/") and f"train_fold/{k}" in run.metrics
             ],
             "scores": [f"{100 * v:.1f}" for k, v in run.metrics.items() if k[:6] == "auroc/"],
         }[run.tags["analysis"]]
