@@ -324,12 +324,15 @@ class Server:
     """A real ``mlflow server`` on a free port, which can be killed and started again."""
 
     folder: Path
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Further options, or others than the usual ones."""
+    variables: Mapping[str, str] = field(default_factory=dict)
     port: int = 0
     process: subprocess.Popen | None = field(default=None, repr=False)
 
     @property
     def uri(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://127.0.0.1:{self.port}{self.options.get('--static-prefix', '')}"
 
     def start(self) -> None:
         """Start it and wait until it answers; always on the same store and port."""
@@ -344,16 +347,16 @@ class Server:
             "--backend-store-uri": f"sqlite:///{self.folder / 'mlflow.db'}",
             "--artifacts-destination": str(self.folder / "artifacts"),
         }
-        words = [word for option in options.items() for word in option]
+        words = [word for option in (options | self.options).items() for word in option]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", *words],
             cwd=self.folder,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **self.variables},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        assert waited_for(self._answers), "the MLflow server does not start"
+        assert waited_for(self._answers, 240), "the MLflow server does not start"
 
     def _answers(self) -> bool:
         try:

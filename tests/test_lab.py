@@ -3,22 +3,26 @@
 Run where PostgreSQL is installed. Its data are in a folder of the test; it listens on loopback.
 """
 
+import contextlib
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+import optuna
 import pytest
-from conftest import waited_for
+from conftest import TINY, Server, waited_for
+from plans.processes import marked, trainers
+from werkzeug.security import generate_password_hash
 
 from oodflow.tracking import runs
 from oodflow.tracking.store import open_store
@@ -39,12 +43,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@dataclass(frozen=True)
-class Lab:
-    """Addresses of a lab, and the environment that a member of it sets."""
+@dataclass
+class Lab(Server):
+    """The lab's MLflow server, and the environment that a member of the lab sets."""
 
-    database: str
-    uri: str
+    database: str = ""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -81,40 +84,33 @@ def postgresql():
 @pytest.fixture(scope="module")
 def lab(postgresql, tmp_path_factory):
     """An MLflow server on it: it asks for a password, keeps the files, and has a path prefix."""
-    folder, port = tmp_path_factory.mktemp("lab"), free_port()
+    folder = tmp_path_factory.mktemp("lab")
     (folder / "auth.ini").write_text(
         f"[mlflow]\ndefault_permission = EDIT\ndatabase_uri = sqlite:///{folder}/auth.db\n"
         f"admin_username = admin\nadmin_password = {PASSWORD}\n"
     )
-    words = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    words += ["--backend-store-uri", f"{postgresql}/mlflow", "--static-prefix", "/lab"]
-    words += ["--artifacts-destination", f"{folder}/files", "--app-name", "basic-auth"]
+    options = {
+        "--backend-store-uri": f"{postgresql}/mlflow",
+        "--static-prefix": "/lab",
+        "--app-name": "basic-auth",
+    }
     own = {"MLFLOW_AUTH_CONFIG_PATH": f"{folder}/auth.ini", "MLFLOW_FLASK_SERVER_SECRET_KEY": "x"}
-    own |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *words],
-            cwd=folder, env={**os.environ, **own}, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
-    uri = f"http://127.0.0.1:{port}/lab"
-
-    def answers() -> bool:
-        try:
-            return urllib.request.urlopen(f"{uri}/health", timeout=1).status == 200
-        except (OSError, urllib.error.URLError):
-            return False
-
+    server = Lab(folder, options, own, database=postgresql)
     try:
-        assert waited_for(answers, 240), (folder / "log").read_text()[-2000:]
-        yield Lab(postgresql, uri)
+        server.start()
+        # Each request is checked against the hash: MLflow's own costs 0.1 s of a processor.
+        cheap = generate_password_hash(PASSWORD, "pbkdf2:sha256:1")
+        with contextlib.closing(sqlite3.connect(folder / "auth.db")) as accounts, accounts:
+            accounts.execute("update users set password_hash = ?", (cheap,))
+        yield server
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        server.kill()
 
 
-def results(store) -> dict:
-    """(kind, dataset, seed) → the metrics of each registered training, without durations."""
+def results(store, among: Collection[str] | None = None) -> dict:
+    """(kind, dataset, seed) → the metrics of each registered training, or of those ``among`` it."""
     found = runs.find(store, {"registered": "true"})
+    found = [run for run in found if among is None or run.run_id in among]
     trained = [run for run in found if run.tags["kind"] in ("train", "finetune")]
     names = [(run.tags["kind"], run.tags["dataset"], run.tags["seed"]) for run in trained]
     assert max(Counter(names).values()) == 1, names
@@ -179,3 +175,169 @@ def test_a_listing_takes_two_seconds_of_a_processor_at_most(lab, member):
     found = runs.find(member, {"kind": "many"})
     assert len(found) == 100 and all(len(run.metrics) == 60 for run in found)
     assert time.process_time() - began < 2
+
+
+LONGER = ("--seeds", "7", "--steps", "240", "--report-every", "20")
+TRAIN = ("train", "--dataset", "sketch-general", *TINY, *LONGER)
+LEFT = {("oodflow.tracking.delivery", "LAST_WAIT"): 1.0}
+"""The minute that the end of a training waits for the store, made shorter."""
+
+
+@pytest.fixture(scope="module")
+def away(lab, blank_workspace, fork, reports_of, tmp_path_factory):
+    """A training whose server is killed for good, and the same one with the embedded store."""
+    folder = tmp_path_factory.mktemp("away")
+    gone, whole = (blank_workspace.clone(folder / name) for name in ("gone", "whole"))
+    assert whole.oodflow(*TRAIN).code == 0
+    command = fork(gone, TRAIN, LEFT, **lab.environment)
+    command.when(lambda: len(reports_of(gone)) >= 1)
+    lab.kill()
+    try:
+        assert command.ended() == 1
+        assert "oodflow runs sync" in command.err and PASSWORD not in command.err
+    finally:
+        lab.start()
+    return gone, whole
+
+
+def test_a_run_made_while_the_server_was_gone_is_delivered_to_it_or_to_an_embedded_store(
+    lab, member, away, blank_workspace, trained_run, tmp_path
+):
+    gone, whole = away
+    expected = trained_run(whole.store())
+    assert len(expected.history["train/bpd"]) == 12
+    embedded = blank_workspace.clone(tmp_path / "embedded")
+    shutil.copytree(gone.folder / ".oodflow", embedded.folder / ".oodflow")
+    for workspace, store, variables in (
+        (embedded, embedded.store(), {}),
+        (gone, member, lab.environment),
+    ):
+        outcome = workspace.oodflow("runs", "sync", **variables)
+        assert outcome.code == 0, outcome.err
+        found = trained_run(store)
+        found.equals(expected)
+        assert found.run.metrics == expected.run.metrics
+        assert not list(workspace.folder.glob(".oodflow/*/run.json"))
+
+
+def test_a_run_of_an_embedded_store_is_delivered_to_the_lab(
+    lab, member, blank, fork, state_of, tmp_path
+):
+    words = [word if word != "7" else "8" for word in TRAIN]
+    command = fork(blank, words)
+    # It dies while it is evaluated: its weights are there, and it is not registered.
+    command.when(lambda: any(blank.folder.glob("mlruns/*/*/artifacts/checkpoints/*")))
+    command.send(signal.SIGKILL)
+    assert command.ended() == -signal.SIGKILL and state_of(blank)
+    kept = blank.clone(tmp_path / "kept")
+    for workspace, variables in ((kept, {}), (blank, lab.environment)):
+        outcome = workspace.oodflow("runs", "sync", **variables)
+        assert outcome.code == 0, outcome.err
+    [[one], [other]] = (
+        [run for run in runs.find(store, {"seed": "8"}) if run.registered]
+        for store in (kept.store(), member)
+    )
+    assert one.metrics == other.metrics and one.tags["weights"] == other.tags["weights"]
+
+
+TUNE = ("tune", *TINY, "--images", "16", "--steps", "60", "--report-every", "20", "--trials", "12")
+
+
+def test_four_workers_of_a_study_on_postgresql_of_which_two_are_killed(
+    lab, member, blank_workspace, fork, tmp_path
+):
+    words = ("train", "--dataset", "sketch-general", *TINY)
+    workspace = blank_workspace.clone(tmp_path / "workspace")
+    assert workspace.oodflow(*words, **lab.environment).code == 0
+    storage = f"{lab.database}/optuna".replace("://", "+psycopg://")
+    words = (*TUNE, "--storage", storage, "--study", "shared")
+    workers = [fork(workspace, words, **lab.environment) for _ in range(4)]
+    for number, victim in enumerate(workers[:2], 1):
+        victim.when(lambda number=number: len(runs.find(member, {"kind": "trial"})) >= 3 * number)
+        victim.send(signal.SIGKILL)
+        assert victim.ended() == -signal.SIGKILL
+    for worker in workers[2:]:
+        assert worker.ended() == 0, worker.err
+    study = optuna.load_study(study_name="shared", storage=storage)
+    ended = [trial for trial in study.trials if trial.state.name in ("COMPLETE", "PRUNED")]
+    lost = [trial for trial in study.trials if trial.state.name == "FAIL"]
+    assert len(ended) == 12 and len(lost) + 12 == len(study.trials) and len(lost) <= 2
+    assert len({tuple(trial.params.values()) for trial in ended}) == 12
+    assert {tuple(trial.params.values()) for trial in lost} <= {
+        tuple(trial.params.values()) for trial in ended
+    }
+    [parent] = runs.find(member, {"kind": "tune"})
+    best = max(trial.value for trial in ended if trial.state.name == "COMPLETE")
+    assert parent.registered and parent.metrics["tune/best_auroc"] == best
+    trials = {run.tags["trial"]: run for run in runs.find(member, {"kind": "trial"})}
+    for trial in ended:
+        assert trials[str(trial.number)].parent == parent.run_id
+        if trial.state.name == "COMPLETE":
+            assert trials[str(trial.number)].metrics["tune/auroc"] == trial.value
+
+
+PLAN = """
+title: shared
+seeds: [1, 2, 3]
+with: {depth: 1, hidden: 4, limit: 64, batch_size: 16, steps: 6, report_every: 3}
+steps:
+  - name: general
+    entry_point: train
+    with: {dataset: sketch-general}
+    seeds: 1
+  - name: finetuned
+    entry_point: finetune
+    with: {steps: 200, report_every: 20}
+    each: {dataset: [sketch-shapes, sketch-letters]}
+    from: {init: general}
+"""
+
+
+def killed_one(place) -> bool:
+    """Kill one worker of the call there that has a training with a checkpoint; whether it had."""
+    if any(place.folder.glob(".oodflow/*/training.safetensors")):
+        for victim in trainers(place, marked(str(place.folder)))[:1]:
+            os.kill(victim, signal.SIGKILL)
+            return True
+    return False
+
+
+def test_six_workers_of_one_plan_of_which_two_are_killed(lab, member, blank_workspace, tmp_path):
+    alone, *places = (blank_workspace.clone(tmp_path / name) for name in ("alone", "one", "two"))
+    for place in (alone, *places):
+        (place.folder / "plan.yaml").write_text(PLAN)
+    words = ("reproduce", "--plan", "plan.yaml", "--workers")
+    outcome = alone.oodflow(*words, "1")
+    assert (outcome.code, outcome.err) == (0, "")
+    before = {run.run_id for run in runs.find(member, {})}
+    cores, calls = sorted(os.sched_getaffinity(0)), []
+    for number, place in enumerate(places):
+        # On one core each task has one thread; with more of them sums are rounded otherwise.
+        start = ["taskset", "--cpu-list", str(cores[number % len(cores)]), sys.executable]
+        mark = {"OODFLOW_TEST_MARK": str(place.folder), "OMP_NUM_THREADS": "1"}
+        call = subprocess.Popen(
+            [*start, "-m", "oodflow", *words, "3"],
+            cwd=place.folder, env=place.environment(**mark, **lab.environment),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        calls.append(call)
+    try:
+        for place, call in zip(places, calls, strict=True):
+            assert waited_for(lambda p=place, c=call: killed_one(p) or c.poll() is not None, 300)
+        said = [call.communicate(timeout=300) for call in calls]
+    finally:
+        for place in places:
+            for process in marked(str(place.folder)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+    assert [(call.returncode, err) for call, (_, err) in zip(calls, said, strict=True)] == [
+        (0, ""), (0, ""),
+    ]  # fmt: skip
+    assert ["its worker died (exit code -9)" in out for out, _ in said] == [True, True]
+    made = [run for run in runs.find(member, {}) if run.run_id not in before]
+    # What a killed worker has begun goes on where its state is, or is made anew by the other call.
+    assert sum(not run.registered for run in made if run.tags["kind"] == "finetune") <= 2
+    kinds = Counter(run.tags["kind"] for run in made)
+    assert kinds["seeds"] == 2 and not kinds["claim"]
+    one, other = results(alone.store()), results(member, {run.run_id for run in made})
+    assert len(one) == 7 and other == one
