@@ -7,7 +7,6 @@ images whose statistics are not finite are left out, as training leaves them out
 import numpy as np
 import pandas as pd
 from scipy.stats import gaussian_kde, norm
-from sklearn.svm import OneClassSVM
 
 __all__ = [
     "density_of_states",
@@ -84,6 +83,9 @@ def density_of_states_svm(statistics: np.ndarray, train: np.ndarray) -> np.ndarr
     Its decision function with a Gaussian kernel and scikit-learn's parameters, ν = 0.5 and
     γ = 1/J (arXiv:2006.09273).
     """
+    # A detector that is served does without it.
+    from sklearn.svm import OneClassSVM
+
     known = _finite_rows(train)
     mean, std = known.mean(axis=0), known.std(axis=0)
     machine = OneClassSVM(gamma="scale").fit((known - mean) / std)
