@@ -338,7 +338,9 @@ def test_each_failure_is_one_line_that_says_why(failed):
     assert "2 waiting, 1 absent, 1 failed of 7 tasks" in last
     said = {row["state"]: row["reason"] for row in outcomes(workspace.store()).values()}
     assert "torn.png" in said["failed"] and "torn.png" in outcome.out
-    assert said["absent"].endswith("Give the path of a folder with images.")
+    assert said["absent"].endswith(
+        "Give the path of a folder with images, or of a CSV file that lists them."
+    )
     assert said["waiting"].startswith("builds on finetuned · ")
     [record, *_] = runs.find(workspace.store(), {"kind": "reproduce"})
     assert record.status == "FAILED"
