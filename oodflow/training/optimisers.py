@@ -52,7 +52,8 @@ def learning_rate(experiment: Experiment, step: int, steps_per_pass: int) -> flo
     """The rate of update ``step``, counted from 0: the family's schedule between linear slopes."""
     settings = experiment.optimisation
     rate = settings.lr * min(1.0, (step + 1) / max(settings.warmup, 1))
-    rate *= min(1.0, (settings.steps - step) / max(settings.cooldown, 1))
+    if settings.cooldown:
+        rate *= min(1.0, (settings.steps - step) / settings.cooldown)
     if experiment.model.name == "pixelcnn":
         return rate * PIXELCNN_DECAY ** (step // steps_per_pass)
     if experiment.model.name == "tarflow":

@@ -242,7 +242,9 @@ def _calibration_fold(dataset: str, given: str) -> tuple[str, str]:
     if folder.is_dir() and not fold_folders(folder):
         # All of the folder is for this: none of it was trained on.
         options["test"] = "1"
-    return lookup(f"{facts.source}:{folder}?{urlencode({**options, **facts.options})}").name, "test"
+    options |= facts.options
+    end = f"?{urlencode(options)}" if options else ""
+    return lookup(f"{facts.source}:{folder}{end}").name, "test"
 
 
 def _measure(

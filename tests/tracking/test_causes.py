@@ -110,24 +110,6 @@ UNPRIVILEGED = SETPRIV if os.geteuid() == 0 and shutil.which("setpriv") else []
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["model.safetensors", "*-test.parquet"])
-def test_a_file_that_may_not_be_read_is_named_and_not_called_damaged(trained, name):
-    files = list(trained.folder.glob(f"mlruns/*/*/artifacts/*/{name}"))
-    for each in files:
-        each.chmod(0)
-    done = subprocess.run(
-        [*UNPRIVILEGED, sys.executable, "-m", "oodflow", "evaluate", "--limit", "64"],
-        env=trained.environment(),
-        cwd=trained.folder,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
-    assert "Permission denied" in done.stderr and "damaged" not in done.stderr
-    assert any(each.name in done.stderr for each in files)
-
-
-@pytest.mark.long
 @pytest.mark.parametrize("place", ["folder", "file"])
 def test_a_permission_that_is_lacking_is_not_called_damage(blank, tmp_path, place):
     """In a process without root's right to write everywhere."""

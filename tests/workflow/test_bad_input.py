@@ -128,7 +128,7 @@ def test_a_wrong_word_is_refused_and_named(workspace, words, said):
 
 def test_a_run_that_was_deleted_is_refused_with_the_command_that_restores_it(trained):
     store = trained.store()
-    [run] = runs.find(store, {"kind": "train"})
+    [run] = runs.find(store, {"kind": "train", "model": "glow"})
     store.client.delete_run(run.run_id)
     for words in (("finetune", "--init"), ("evaluate", "--run"), ("runs", "show")):
         line = refused(trained, *words, run.run_id)

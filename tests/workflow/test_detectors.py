@@ -270,13 +270,13 @@ def test_a_folder_with_folds_calibrates_with_its_test_fold(detecting, shapes, dr
     assert "15 calibration images" in outcome.out
 
 
-def test_a_calibration_folder_is_prepared_as_the_detectors_images_are():
+def test_a_calibration_folder_is_prepared_as_the_detectors_images_are(tmp_path):
     from oodflow.workflow.detectors import _calibration_fold
 
     own = "folder:/photos?crop=32&resize=40"
     assert _calibration_fold(own, "test") == (own, "test")
-    assert _calibration_fold(own, "folder:/more") == (
-        "folder:/more?crop=32&resize=40&test=1",
+    assert _calibration_fold(own, f"folder:{tmp_path}") == (
+        f"folder:{tmp_path}?crop=32&resize=40&test=1",
         "test",
     )
     assert _calibration_fold(own, "folder:/more?resize=50&test=0.5") == (

@@ -23,8 +23,9 @@ def photos(blank):
 
 def evaluated_table(workspace, fold="test"):
     store = workspace.store()
-    [run] = runs.find(store, {"kind": "train"})
-    [path] = [each for each in runs.list_artifacts(store, run.run_id, "scores") if fold in each]
+    [run] = runs.find(store, {"kind": "train", "model": "glow"})
+    paths = runs.list_artifacts(store, run.run_id, "scores")
+    [path] = [each for each in paths if fold in each and each.endswith("-test.parquet")]
     with runs.artifact(store, run.run_id, path) as file:
         return run.run_id, pd.read_parquet(file)
 
