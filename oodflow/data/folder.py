@@ -230,8 +230,9 @@ def _split(names: tuple[str, ...], share: float) -> dict[str, tuple[str, ...]]:
     ``share`` for an image of the test fold: when images are added, none of the training fold moves.
     Where none is below, the lowest one is the test fold. The train fold is there if any is left.
 
-    >>> {fold: len(names) for fold, names in _split(tuple("abcdefghij"), 0.25).items()}
-    {'train': 8, 'test': 2}
+    >>> names = tuple(f"{i}.png" for i in range(100))
+    >>> {fold: len(held) for fold, held in _split(names, 0.25).items()}
+    {'train': 80, 'test': 20}
     >>> _split(("a",), 0.2)
     {'test': ('a',)}
     """

@@ -36,7 +36,7 @@ def test_a_picture_is_written_and_logged_and_follows_from_the_seed(trained):
     ],
 )
 def test_what_makes_no_picture_is_refused(trained, words, said):
-    run = runs.find(trained.store(), {"kind": "train"})[0].run_id
+    run = runs.find(trained.store(), {"kind": "train", "model": "glow"})[0].run_id
     outcome = trained.oodflow("sample", run, *words)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert said in outcome.err
