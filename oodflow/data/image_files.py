@@ -171,9 +171,9 @@ def _eight_bits(image: Image.Image) -> tuple[bool, Image.Image]:
 
 
 def printable(file: Path | str) -> str:
-    """A file's name as text that any file can hold: bytes that are no UTF-8 are spelled out.
+    r"""A file's name as text that any file can hold: bytes that are no UTF-8 are spelled out.
 
     >>> printable("caf\udce9.png")
-    'caf\\\\xe9.png'
+    'caf\\xe9.png'
     """
     return os.fsencode(file).decode("utf-8", "backslashreplace")
