@@ -177,15 +177,25 @@ def run_trials(
 
 def _retry_abandoned(study: optuna.Study) -> None:
     """Fail the trials whose worker on this machine is dead, and put them in the queue again."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        # Under the study's lock, every trial of a living worker has a lock of its own.
-        host, _, path = trial.user_attrs.get("lock", f"{socket.gethostname()}:").partition(":")
-        if host != socket.gethostname() or (path and not _free(Path(path))):
-            continue
+    # A living worker tells how its trial ended before it frees the trial's lock, and may do both
+    # during this look. So a trial is abandoned if it is still running after its lock was free.
+    unheld = {trial.number for trial in _running(study) if _without_worker(trial)}
+    for trial in [each for each in _running(study) if each.number in unheld]:
         study.tell(trial.number, state=TrialState.FAIL)
         # Before its worker has drawn a point, a trial may have had one given.
         point = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         requeue(study, point, f"trial {trial.number} was abandoned")
+
+
+def _running(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+def _without_worker(trial: FrozenTrial) -> bool:
+    """Whether a trial of this machine has no living worker: its lock is free, or it has none."""
+    # Under the study's lock, every trial of a living worker has a lock of its own.
+    host, _, path = trial.user_attrs.get("lock", f"{socket.gethostname()}:").partition(":")
+    return host == socket.gethostname() and (not path or _free(Path(path)))
 
 
 def _free(file: Path) -> bool:

@@ -40,6 +40,8 @@ def forget() -> None:
             if name in vars(register)["_entries"]:
                 del register[name]
         vars(register).pop("_declared", None)
+    # The commands and their choices are made when this module is imported.
+    sys.modules.pop("oodflow.cli", None)
     registration._imported.clear()
     registration._warned.clear()
     for name in [name for name in sys.modules if name.startswith("oodflow_stripes")]:
