@@ -27,7 +27,8 @@ def to_html(document: Document) -> str:
 
     Raises KeyError for a run behind a number or picture that ``document.runs`` does not have.
     """
-    style, script = _resource("page.css"), _resource("page.js")
+    style = _resource("look.css", "oodflow") + _resource("page.css")
+    script = _resource("page.js")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -166,5 +167,5 @@ def _policy(style: str, script: str) -> str:
     )
 
 
-def _resource(name: str) -> str:
-    return files("reports").joinpath(name).read_text("utf-8")
+def _resource(name: str, package: str = "reports") -> str:
+    return files(package).joinpath(name).read_text("utf-8")

@@ -128,8 +128,9 @@ def _short(p_value: float) -> str:
 
 @cache
 def _template() -> Template:
+    here = Path(__file__).parent
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([here, here.parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
