@@ -23,7 +23,6 @@ from oodflow.plans.task_runs import (
     MISSING,
     THERE,
     absent_datasets,
-    device_name,
     identity,
     locate,
     run_task,
@@ -34,6 +33,7 @@ from oodflow.tracking.leases import PAUSE, LeaseTaken, Sighting, leased, observe
 from oodflow.tracking.store import Store
 from oodflow.workflow.seeds import group_seeds
 from oodflow.workflow.session import Session, computing
+from oodflow.workflow.training_plan import device_name
 
 __all__ = [
     "ABSENT",

@@ -40,12 +40,13 @@ from oodflow.plans.engine import (
 from oodflow.plans.local_workers import on_this_machine
 from oodflow.plans.plan import RunPlan, read_plan
 from oodflow.plans.ray_engine import on_ray
-from oodflow.plans.task_runs import EACH_TIME, INTERRUPTED, MISSING, THERE, device_name
+from oodflow.plans.task_runs import EACH_TIME, INTERRUPTED, MISSING, THERE
 from oodflow.plans.tasks import TRAINING, Task, expand
 from oodflow.plans.worker import Place
 from oodflow.tracking import runs
 from oodflow.workflow.planning import first_present
 from oodflow.workflow.session import Session, open_session
+from oodflow.workflow.training_plan import device_name
 
 __all__ = ["command"]
 

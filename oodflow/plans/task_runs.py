@@ -7,8 +7,6 @@ The options of a task given here name the runs that it depends on
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-import torch
-
 from oodflow.commands import resolve
 from oodflow.data.catalog import lookup
 from oodflow.experiment import json_hash, spec_hash
@@ -28,7 +26,7 @@ from oodflow.workflow.evaluation_run import evaluate_run
 from oodflow.workflow.planning import make_plan
 from oodflow.workflow.seeds import finish
 from oodflow.workflow.session import Session
-from oodflow.workflow.training_plan import TrainingPlan
+from oodflow.workflow.training_plan import TrainingPlan, device_name
 
 __all__ = [
     "EACH_TIME",
@@ -38,7 +36,6 @@ __all__ = [
     "TIMED_ON",
     "Found",
     "absent_datasets",
-    "device_name",
     "identity",
     "locate",
     "run_task",
@@ -112,11 +109,6 @@ def run_task(session: Session, task: Task) -> str:
     An evaluation, analysis or report uses the session's project run.
     """
     return RUNNERS[task.entry_point](session, task)
-
-
-def device_name(device: torch.device) -> str:
-    """What a duration was measured on: ``cpu``, or the name of the GPU."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _training_plan(session: Session, task: Task) -> TrainingPlan:

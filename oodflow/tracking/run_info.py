@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -39,6 +39,8 @@ class RunInfo:
     commit: str = ""
     """The project's git commit that the run was made with; "" outside a repository."""
     experiment_id: str = ""
+    images: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    """``dataset-fold`` of a run's inputs → digest and number of images, where mlflow told them."""
 
     @property
     def registered(self) -> bool:

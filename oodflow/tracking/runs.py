@@ -93,7 +93,19 @@ def _info(run: Run) -> RunInfo:
         params=dict(run.data.params),
         commit=tags.get(COMMIT, ""),
         experiment_id=run.info.experiment_id,
+        images={
+            each.dataset.name: (each.dataset.digest, _rows(each.dataset.profile))
+            for each in (run.inputs.dataset_inputs if run.inputs else ())
+        },
     )
+
+
+def _rows(profile: str | None) -> int:
+    """The number of images of :func:`log_datasets`, 0 where another program logged the input."""
+    try:
+        return int(json.loads(profile or "")["num_rows"])
+    except (ValueError, TypeError, KeyError):
+        return 0
 
 
 def start(

@@ -1,7 +1,11 @@
 """The plan of a training: its experiment, the runs that it builds on, its tags and record."""
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
+
+import torch
 
 from oodflow.data.catalog import slug_of
 from oodflow.experiment import Experiment, parameters, spec_hash
@@ -10,7 +14,7 @@ from oodflow.tracking.journal import Record, new_record
 from oodflow.tracking.run_info import RunInfo
 from oodflow.workflow.session import Session, dataset_use
 
-__all__ = ["TrainingPlan", "model_name", "record_of", "run_tags"]
+__all__ = ["TrainingPlan", "device_name", "made_with", "model_name", "record_of", "run_tags"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,21 @@ def run_tags(plan: TrainingPlan) -> dict[str, str]:
     return tags | dict(plan.origins)
 
 
+def made_with(device: torch.device) -> dict[str, str]:
+    """Tags that say what a training ran on, since numbers differ between machines and versions."""
+    cpu = f" ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else ""
+    return {
+        "device": device_name(device) + cpu,
+        "versions": f"oodflow {version('oodflow')}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}",
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """What a duration was measured on: ``cpu``, or the name of the GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def model_name(plan: TrainingPlan) -> str:
     """Name in the model registry; its versions are the seeds and repetitions."""
     words = ["oodflow", plan.experiment.model.name, slug_of(plan.experiment.data.dataset)]
@@ -85,7 +104,7 @@ def record_of(session: Session, plan: TrainingPlan, parent: str) -> Record:
     general = plan.general
     return new_record(
         plan.name,
-        run_tags(plan),
+        run_tags(plan) | made_with(session.device),
         parameters(plan.experiment),
         tuple(_datasets(session, plan)),
         parent=parent,

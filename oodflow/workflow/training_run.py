@@ -53,7 +53,7 @@ from oodflow.workflow.run_state import (
 )
 from oodflow.workflow.session import Session, check_same_shape, open_session
 from oodflow.workflow.sharing import Scoring, score_together
-from oodflow.workflow.training_plan import TrainingPlan, record_of, run_tags
+from oodflow.workflow.training_plan import TrainingPlan, made_with, record_of, run_tags
 
 __all__ = [
     "batches_of",
@@ -86,7 +86,7 @@ def train_run(
     With ``resume`` a finished run of the same experiment is returned as it is, and an interrupted
     one is continued. An error marks the run FAILED, an interruption KILLED.
     """
-    store, tags = session.store, run_tags(plan)
+    store, tags = session.store, run_tags(plan) | made_with(session.device)
     previous = runs.find(store, {"spec": tags["spec"], "kind": plan.kind}) if resume else []
     finished = next((run for run in previous if run.registered), None)
     if finished:

@@ -281,5 +281,6 @@ def test_runs_that_name_the_same_new_datasets_at_the_same_moment_all_have_them(s
             thread.join()
     assert not failed
     for run_id in made:
+        assert runs.get(store, run_id).images == {f"{name}-train": ("digest", 10) for name in names}
         inputs = store.client.get_run(run_id).inputs.dataset_inputs
         assert {each.dataset.name for each in inputs} == {f"{name}-train" for name in names}
