@@ -32,6 +32,8 @@ __all__ = [
 DASH = "–"
 LATEX_COLUMNS = 12
 """Columns of numbers side by side; more do not fit the width of a page."""
+LATEX_LINES = 40
+"""Lines of a table below each other; more, with a caption, do not fit the height of a page."""
 WIDE_COLUMNS = 8
 """The same, of numbers with intervals."""
 USUAL_SEEDS = 3
@@ -122,18 +124,27 @@ def to_markdown(table: Table) -> str:
 def to_latex(table: Table) -> str:
     r"""A complete table environment; the document needs ``\usepackage{booktabs}``.
 
-    Where the columns are too many for a page, groups of them follow below each other.
+    Where the columns are too many for a page, groups of them follow below each other, and where
+    the lines are too many, in further environments of the same number.
     """
-    lines = [
-        r"\begin{table}[htbp]",
-        r"\centering",
-        r"\footnotesize",
-        r"\setlength{\tabcolsep}{3pt}",
-        rf"\caption{{\textbf{{{_latex(table.title)}.}} {_latex(table.caption)}}}",
-    ]
-    for number, places in enumerate(_latex_parts(table)):
-        lines += [r"\par\medskip"] * (number > 0) + _tabular(table, places)
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
+    parts = [_tabular(table, places) for places in _latex_parts(table)]
+    at_once = max(LATEX_LINES // (len(table.rows) + 5), 1)
+    lines = []
+    for start in range(0, len(parts), at_once):
+        title = _latex(table.title) + " (continued)" * (start > 0)
+        caption = "" if start else f" {_latex(table.caption)}"
+        lines += [
+            r"\begin{table}[htbp]",
+            *[r"\addtocounter{table}{-1}"] * (start > 0),
+            r"\centering",
+            r"\footnotesize",
+            r"\setlength{\tabcolsep}{3pt}",
+            rf"\caption{{\textbf{{{title}.}}{caption}}}",
+        ]
+        for place, part in enumerate(parts[start : start + at_once]):
+            lines += [r"\par\medskip"] * (place > 0) + part
+        lines.append(r"\end{table}")
+    return "\n".join(lines) + "\n"
 
 
 def _latex_parts(table: Table) -> list[list[int]]:

@@ -234,9 +234,31 @@ def test_empty_tables_can_be_written(frame):
     assert to_rich(table) == []
 
 
+def large_table() -> Table:
+    """As large as all scores of three in-distributions: 17 rows of 13 numbers with intervals."""
+    cells = (Cell((0.936, 0.940), ("r1", "r2"), interval=(0.914, 0.962)),) * 13
+    return Table(
+        title="All scores (sketch)",
+        caption="AUROC in %, in brackets an interval. " * 10,
+        row_header=("In-dist", "Out-dist"),
+        columns=tuple((f"Group {i // 4}", f"Score {i}") for i in range(13)),
+        rows=tuple(Row((f"sketch-{i // 6}", f"sketch-{i}"), cells) for i in range(17)),
+        measure=AUROC_PERCENT,
+    )
+
+
+def test_a_table_that_is_too_long_for_a_page_goes_on_in_another_under_the_same_number():
+    text = to_latex(large_table())
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
+    assert text.count(r"\addtocounter{table}{-1}") == 1
+    assert text.count(r"\textbf{All scores (sketch) (continued).}") == 1
+    assert text.count("AUROC in") == 10 and text.count("sketch-16") == 2
+    assert to_latex(nasty_table()).count(r"\begin{table}") == 1
+
+
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="there is no pdflatex")
 def test_latex_compiles(frame, tmp_path):
-    tables = [detection_table(frame), detection_table(frame[:0]), nasty_table()]
+    tables = [detection_table(frame), detection_table(frame[:0]), nasty_table(), large_table()]
     document = "\n".join(map(to_latex, tables))
     (tmp_path / "t.tex").write_text(
         "\\documentclass{article}\n\\usepackage{booktabs}\n"
@@ -245,3 +267,4 @@ def test_latex_compiles(frame, tmp_path):
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
+    assert "too large for page" not in done.stdout
