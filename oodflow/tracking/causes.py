@@ -27,7 +27,7 @@ CURES = (
     ),
     (r"database \S+ does not exist|unknown database", "create the database first: createdb NAME"),
     (r"No module named 'psycopg2?'", "install the driver: pip install 'oodflow[postgresql]'"),
-    (r"No module named '(\w+)'", r"install the driver: pip install \1"),
+    (r"No module named '(\w+)'", r"install the driver that brings the Python module \1"),
     (
         r"mlflow-artifacts URI was supplied",
         "a server keeps the files of these runs; name that server in MLFLOW_TRACKING_URI, not its "
