@@ -29,7 +29,8 @@ LEVEL = 0.05
 def command(options: DetectOptions) -> int:
     """Decide, write, and say whether there are more anomalies than inliers would give.
 
-    The exit code is 1 with ``fail_on_anomaly`` where an image is anomalous.
+    The exit code is 1 with ``fail_on_anomaly`` where an image is anomalous, and 2 where no file
+    could be read.
     """
     device = str(available_device(options.device))
     detector = _detector(options.detector, device)
@@ -48,6 +49,8 @@ def command(options: DetectOptions) -> int:
     _show(found, "see column error" if options.out else "--out FILE names them")
     for path in filter(None, (options.out, options.html)):
         console.say(f"written: {path}")
+    if not found.tally.images:
+        return 2
     return int(options.fail_on_anomaly and found.anomalous > 0)
 
 

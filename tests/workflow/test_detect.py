@@ -218,6 +218,15 @@ def test_files_that_are_no_images_are_rows_with_an_error(detecting, photos, shap
     assert "of 60 images are anomalous" in outcome.out
 
 
+def test_it_is_the_users_error_where_no_file_can_be_read(detecting, photos):
+    (photos / "text.png").write_text("this is a text\n")
+    words = ("photos/text.png", "--out", "rows.csv")
+    outcome = detecting.oodflow("detect", CHAMPION, *words)
+    assert outcome.code == 2
+    assert outcome.err == "error: 1 of 1 files could not be read; see column error\n"
+    assert len(pd.read_csv(detecting.folder / "rows.csv")) == 1
+
+
 def test_other_sizes_and_modes_are_judged_and_said_to_be_resized(detecting, photos, shapes, draw):
     draw(photos / "large.webp", shapes[0], (300, 200), lossless=True)
     draw(photos / "small.bmp", shapes[1], (20, 20))
