@@ -6,8 +6,9 @@ Only click is imported before a command runs, so that help comes at once.
 import os
 import signal
 import sys
+import textwrap
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import click
@@ -64,12 +65,32 @@ KINDS: dict[type, click.ParamType] = {
 }
 
 
+def _in_lines(example: str) -> str:
+    """An example in lines that a terminal of 80 columns does not break."""
+    lines = textwrap.wrap(example, 74, initial_indent="  ", subsequent_indent="      ",
+                          break_long_words=False, break_on_hyphens=False)  # fmt: skip
+    return " \\\n".join(lines)
+
+
+class Offered(click.Choice):
+    """One of some words; others are let through, since the command says why it refuses them."""
+
+    def __init__(self, choices: list[str], refused: tuple[str, ...]) -> None:
+        super().__init__(choices)
+        self.refused = refused
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return value if value in self.refused else super().convert(value, param, ctx)
+
+
 def click_parameter(each: Option) -> click.Parameter:
     """The click parameter of one field: both spellings of its name, type, default and choices."""
     choices = [choice for choice in each.choices + each.plugins if choice is not None]
     # Seeds are one word with commas; other tuples are given value by value.
     many = each.kind is tuple and not each.words
-    kind: click.ParamType = click.Choice(choices) if choices else KINDS[str if many else each.kind]
+    kind: click.ParamType = KINDS[str if many else each.kind]
+    if choices:
+        kind = Offered(choices, each.unfit)
     if each.words:
         kind = WordOr(kind, each.words)
     if each.argument:
@@ -80,19 +101,30 @@ def click_parameter(each: Option) -> click.Parameter:
         default = {} if required else {"default": each.default}
         return click.Argument([name], type=kind, nargs=count, required=required, metavar=metavar,
                               **default)  # fmt: skip
-    flag = {"is_flag": False, "flag_value": True} if each.kind is bool else {}
     # MLflow appends what MLproject does not declare under its name with underscores.
-    spellings = dict.fromkeys((f"--{each.flag.replace('_', '-')}", f"--{each.flag}"))
-    return click.Option(
-        [each.name, *spellings],
+    names = dict.fromkeys((each.flag.replace("_", "-"), each.flag))
+    spelled = "--{0}/--no-{0}" if each.kind is bool else "--{0}"
+    # Many names would make a line that a terminal breaks.
+    many_names = len("|".join(choices)) > 60
+    return GroupedOption(
+        [each.name, *map(spelled.format, names)],
+        group=each.group,
         type=kind,
         default=each.default,
         multiple=many,
         required=each.required,
         show_default=AUTO if each.default is None else each.default not in ("", ()),
-        help=each.help,
-        **flag,
+        metavar="NAME" if many_names else None,
+        help=each.help + f"; one of {', '.join(choices)}" * many_names,
     )
+
+
+class GroupedOption(click.Option):
+    """An option that help shows in a group, such as Data."""
+
+    def __init__(self, *given: Any, group: str, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self.group = group
 
 
 def entry_point(name: str, entry: EntryPoint) -> click.Command:
@@ -106,21 +138,66 @@ def entry_point(name: str, entry: EntryPoint) -> click.Command:
         callback=run,
         params=[click_parameter(each) for each in options_of(entry.options)],
         help="\n\n".join(filter(None, (entry.help, entry.details))),
-        epilog="\b\nExamples:\n" + "\n".join(f"  {line}" for line in entry.examples),
+        epilog="\b\nExamples:\n" + "\n".join(map(_in_lines, entry.examples)),
         short_help=entry.help,
     )
 
 
 class Command(click.Command):
-    """A command whose help shows one spelling of each option."""
+    """A command whose help shows its options in groups, and one spelling of each.
+
+    A flag may have a value, as ``--resume true``, which is how MLflow writes it.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        flags = {}
+        for each in self.params:
+            if isinstance(each, GroupedOption) and each.is_flag:
+                yes, no = each.opts[0], each.secondary_opts[0]
+                flags |= dict.fromkeys(each.opts, {"true": yes, "false": no})
+                flags |= dict.fromkeys(each.secondary_opts, {"true": no, "false": yes})
+        return super().parse_args(ctx, list(_plain_flags(args, flags)))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        both = {each: each.opts for each in self.params if isinstance(each, click.Option)}
-        for each, spellings in both.items():
-            each.opts = spellings[:1]
-        super().format_options(ctx, formatter)
-        for each, spellings in both.items():
-            each.opts = spellings
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for each in self.get_params(ctx):
+            if isinstance(each, click.Option):
+                group = each.group if isinstance(each, GroupedOption) else "Help"
+                opts, secondary = each.opts, each.secondary_opts
+                if group != "Help":
+                    each.opts, each.secondary_opts = opts[:1], secondary[:1]
+                if record := each.get_help_record(ctx):
+                    groups.setdefault(group, []).append(record)
+                each.opts, each.secondary_opts = opts, secondary
+        # What the command alone has comes first.
+        own = [group for group in groups if group not in ORDER]
+        for group in (*own, *ORDER):
+            if group in groups:
+                with formatter.section(group):
+                    formatter.write_dl(groups[group])
+
+
+TRUTH = dict.fromkeys(("true", "1", "t", "yes", "y", "on"), "true")
+TRUTH |= dict.fromkeys(("false", "0", "f", "no", "n", "off"), "false")
+"""Words for a flag's value."""
+
+ORDER = ("Data", "Model", "Start", "Outlier loss", "Optimisation", "Resources", "Run", "Help")
+"""In which order help shows the groups of options that several commands share."""
+
+
+def _plain_flags(args: list[str], flags: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """The words of a command line without the values of its flags: ``--no-x`` for ``--x false``."""
+    words = list(args)
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        if word == "--":
+            yield from (word, *words)
+            return
+        if name in flags and not equals:
+            value = words.pop(0) if words and words[0].lower() in TRUTH else "true"
+        # What is no value of a flag is left for click to refuse.
+        yield flags.get(name, {}).get(TRUTH.get(value.lower(), ""), word)
 
 
 class Group(click.Group):
@@ -196,7 +273,11 @@ def _explained(problem: Exception) -> str:
     """One line for a failure of the system or the store, which is no bug; else ""."""
     if isinstance(problem, OSError) and problem.strerror:
         file = f"{problem.filename}: " if problem.filename else ""
-        denied = "; give this user the right to" if isinstance(problem, PermissionError) else ""
+        denied = (
+            "; give this user the right to read or write it"
+            if isinstance(problem, PermissionError)
+            else ""
+        )
         return f"{file}{problem.strerror}{denied}"
     # Without it no store was opened.
     if "oodflow.tracking.store" not in sys.modules:

@@ -1,10 +1,13 @@
 """What people see in the terminal: lines, a live progress bar, tables. Results go to stdout."""
 
+import json
 import math
 import os
+import re
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from io import TextIOWrapper
@@ -25,7 +28,9 @@ __all__ = [
     "listening",
     "progress",
     "say",
+    "say_json",
     "show",
+    "show_rows",
 ]
 
 
@@ -34,6 +39,9 @@ SECONDS_BETWEEN_DRAWINGS = 0.2
 
 WIDTH_WITHOUT_TERMINAL = 160
 """Columns in a log file, where no window limits a table."""
+
+LEAST = 24
+"""Characters for a text that a table breaks, before columns are left out for it."""
 
 UNITS = (
     ("ms", 1e-3, 1.0),
@@ -45,14 +53,62 @@ UNITS = (
 """Unit, its seconds, and the duration from which on the next one is used."""
 
 
+COPIED = re.compile(r"://|`|--\w|\boodflow \w")
+"""What people copy from a line: it would be broken by the end of a line within it."""
+
+
 def say(line: str) -> None:
-    """One line for the reader, as it is: nothing in it is taken for markup."""
-    _print(without_secrets(line), markup=False, highlight=False, soft_wrap=True)
+    """One line for the reader, as it is: nothing in it is taken for markup.
+
+    A terminal shows it in lines that end between words, unless there is something to copy in it.
+    """
+    console, said = _console(), without_secrets(line)
+    if console.is_terminal and not COPIED.search(said):
+        said = textwrap.fill(said, console.width, break_long_words=False, break_on_hyphens=False)
+    _print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 def show(table: "Table") -> None:
     """A results table, in its full width where no terminal limits it."""
     _print(table)
+
+
+def say_json(values: Any) -> None:
+    """Values as JSON for another program, without colours; what is not finite is null."""
+    say(json.dumps(_finite(values), indent=2, ensure_ascii=False, default=str))
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {key: _finite(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return list(map(_finite, values))
+    return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def show_rows(rows: Sequence[Mapping[str, str]], wrapped: str, less: Sequence[str]) -> None:
+    """Rows of the same columns as a table in which only the column ``wrapped`` is broken.
+
+    Empty columns are hidden. Where the terminal is too narrow, columns of ``less`` are left out in
+    their order, and a line says so.
+    """
+    from rich.table import Table
+
+    widths = {key: max(len(row[key]) for row in rows) for key in rows[0]}
+    widths = {key: max(width, len(key)) + 3 for key, width in widths.items() if width}
+    widths[wrapped] = min(widths[wrapped], LEAST + 3)
+    table, left_out = Table(), []
+    for key in less:
+        if key in widths and sum(widths.values()) >= _console().width:
+            del widths[key]
+            left_out.append(key)
+    for key in widths:
+        table.add_column(key, no_wrap=key != wrapped, overflow="fold")
+    for row in rows:
+        table.add_row(*(row[key] for key in widths))
+    show(table)
+    if left_out:
+        say(f"not shown: {', '.join(left_out)}; a wider terminal and --json show all")
 
 
 def error(line: str) -> None:
@@ -114,14 +170,24 @@ _listener: Listener | None = None
 @contextmanager
 def board() -> Iterator[Board]:
     """Bars on stderr with rate and time left, one for each name; none where nobody watches."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class Name(TextColumn):
+        """The name, whose end is left out where the terminal is too narrow for the numbers."""
+
+        def render(self, task: Task) -> Text:
+            return Text(task.description, no_wrap=True, overflow="ellipsis")
 
     console = _console(stderr=True)
+    whole = Column(no_wrap=True)
     bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
+        # Columns that wrap are those that rich makes narrower.
+        Name("", table_column=Column()),
+        BarColumn(bar_width=min(40, console.width // 8), table_column=whole),
         TextColumn("{task.completed}/{task.total}  {task.fields[rate]}"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(table_column=whole),
         TextColumn("left  {task.fields[note]}"),
         console=console,
         transient=True,

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast, get_type_hints
 from oodflow.errors import UserError
 
 __all__ = [
+    "CLASSIFIER",
     "COMPRESSORS",
     "OUTLIER_LOSSES",
     "PRECISIONS",
@@ -29,6 +30,7 @@ __all__ = [
     "to_dict",
 ]
 
+CLASSIFIER = "wide-resnet"
 COMPRESSORS = ("png", "webp", "jpeg2000")
 """Models without parameters: nothing to train, log p(x) = −bits·ln 2."""
 OUTLIER_LOSSES = ("none", "binary", "margin")

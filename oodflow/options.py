@@ -15,7 +15,7 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from oodflow.errors import UserError, unknown_name
-from oodflow.experiment import OUTLIER_LOSSES, PRECISIONS
+from oodflow.experiment import CLASSIFIER, COMPRESSORS, OUTLIER_LOSSES, PRECISIONS
 from oodflow.registration import MODELS, SCORES, Register
 
 __all__ = [
@@ -70,8 +70,17 @@ TUNED = "tuned"
 
 PRESETS = ("quick", "small", "paper")
 
+FIELD_SCORES = ("typicality", "waic", "complexity", "dose", "dose_svm", "gradient")
+"""Scores that need more than models, such as training images: no detector has them."""
+
 METRICS = ("auroc", "aupr", "aupr_out", "fpr95", "fpr95_out")
 """Of how well a score tells outliers; ``_out``: outliers are the positive class."""
+
+RUN = "run (id or its beginning, or name) or models:/ URI"
+
+DATA_DIR = "folder of the datasets; auto: OODFLOW_DATA, else the user's cache folder"
+
+JSON = "print JSON instead of a table"
 
 TunableNumber = float | Literal["tuned"]
 Seeds = tuple[int, ...]
@@ -85,14 +94,16 @@ def option(
     name: str = "",
     required: bool = False,
     argument: bool = False,
+    unfit: tuple[str, ...] = (),
 ) -> Any:
     """A field that people set, with its help and its default.
 
-    A register as ``choices`` stands for its names, those of plug-ins included. ``name`` replaces
-    the field's name on the command line, where Python cannot use it. An ``argument`` is given
-    without a name; a ``required`` option has to be given.
+    A register as ``choices`` stands for its names, those of plug-ins included; ``unfit`` ones are
+    not offered, since the command refuses them and says why. ``name`` replaces the field's name on
+    the command line, where Python cannot use it. An ``argument`` is given without a name; a
+    ``required`` option has to be given.
     """
-    facts = {"name": name, "required": required, "argument": argument}
+    facts = {"name": name, "required": required, "argument": argument, "unfit": unfit}
     return field(default=default, metadata={"help": help, "choices": choices, **facts})
 
 
@@ -108,6 +119,8 @@ class Option:
     choices: tuple[str, ...]
     plugins: tuple[str, ...]
     """Further choices, of plug-ins and one's own code."""
+    unfit: tuple[str, ...]
+    """Choices that are not offered: the command says why it refuses them."""
     words: tuple[str, ...]
     """Words that stand for a value: ``auto`` for None, and ``tuned``."""
     group: str
@@ -126,7 +139,7 @@ class Options:
         for each in options_of(type(self)):
             value = getattr(self, each.name)
             known = each.choices + each.plugins
-            if each.choices and value not in known:
+            if each.choices and value not in known + each.unfit:
                 raise unknown_name(each.name, str(value), filter(None, known))
 
 
@@ -134,7 +147,7 @@ class Options:
 class ModelOptions(Options):
     """Model"""
 
-    model: str = option("model family", "glow", MODELS)
+    model: str = option("model family", "glow", MODELS, unfit=COMPRESSORS)
     preset: str = option(
         "quick: minutes on a CPU; small: an hour; paper: the published settings", "quick", PRESETS
     )
@@ -142,6 +155,13 @@ class ModelOptions(Options):
         "Glow: steps per scale; PixelCNN++: blocks per stage; Wide-ResNet: depth"
     )
     hidden: int | None = option("Glow: hidden channels; PixelCNN++: filters; Wide-ResNet: width")
+
+
+@dataclass(frozen=True)
+class DensityOptions(ModelOptions):
+    """Model"""
+
+    model: str = option("model family", "glow", MODELS, unfit=(*COMPRESSORS, CLASSIFIER))
 
 
 @dataclass(frozen=True)
@@ -156,9 +176,13 @@ class DataOptions(Options):
 class StartOptions(Options):
     """Start"""
 
-    init: str = option("start: own, a run id, a models:/ URI; auto: the newest general model", AUTO)
+    init: str = option(
+        "weights to start from: own (of this dataset), a run (id or name), a models:/ URI; "
+        "auto: the newest general model",
+        AUTO,
+    )
     general: str = option(
-        "contrast of the binary loss: a run id, a models:/ URI; auto: newest", AUTO
+        "contrast of the binary loss: a run (id or name), a models:/ URI; auto: the newest", AUTO
     )
     supervised: bool = option("class-conditional Glow, trained with the labels", False)
 
@@ -204,9 +228,7 @@ class PlaceOptions(Options):
     """Resources"""
 
     device: str = option("cpu, cuda, cuda:1, …; auto: the first GPU, else the CPU", AUTO)
-    data_dir: str = option(
-        "folder of the datasets; auto: OODFLOW_DATA, else the user's cache", AUTO
-    )
+    data_dir: str = option(DATA_DIR, AUTO)
 
 
 @dataclass(frozen=True)
@@ -220,7 +242,7 @@ class RunOptions(PlaceOptions):
 
 @dataclass(frozen=True)
 class TrainingOptions(ModelOptions, DataOptions, OptimisationOptions, RunOptions):
-    """What every training has."""
+    """Run"""
 
     resume: bool = option("continue an interrupted run of the same experiment", False)
 
@@ -231,7 +253,7 @@ class TrainOptions(TrainingOptions):
 
 
 @dataclass(frozen=True)
-class FinetuneOptions(TrainingOptions, StartOptions, LossOptions):
+class FinetuneOptions(DensityOptions, TrainingOptions, StartOptions, LossOptions):
     """A training that starts from another model's weights."""
 
 
@@ -249,12 +271,14 @@ class FittedOptions(Options):
 class EvaluateOptions(PlaceOptions, FittedOptions):
     """Evaluation"""
 
-    run: str = option("run id or models:/ URI; auto: all newest in-distribution models", AUTO)
+    run: str = option(RUN + "; auto: all newest in-distribution models", AUTO)
     general: str = option(
-        "general model: a run id, a models:/ URI, png, webp, jpeg2000, none; auto: newest", AUTO
+        "general model: a run (id or name), a models:/ URI, png, webp, jpeg2000, none; "
+        "auto: the newest",
+        AUTO,
     )
     general_outlier: str = option(
-        "general model of Diff†: likewise; auto: newest of the seed", AUTO
+        "general model of Diff†: likewise; auto: the newest of the seed", AUTO
     )
     inlier_fold: str = option("fold of the in-distribution images", "test", ("test", "train"))
     ood: str = option(
@@ -264,7 +288,7 @@ class EvaluateOptions(PlaceOptions, FittedOptions):
 
 
 @dataclass(frozen=True)
-class TuneOptions(ModelOptions, DataOptions, StartOptions, OptimisationOptions, RunOptions):
+class TuneOptions(DensityOptions, DataOptions, StartOptions, OptimisationOptions, RunOptions):
     """Study"""
 
     outlier_loss: str = option("loss whose parameters are searched", "binary", ("binary", "margin"))
@@ -297,8 +321,7 @@ class AnalyseOptions(PlaceOptions, FittedOptions):
     what: str = option(
         "all, or a list with commas of fourier, correlation, extremes, folds, scores", "all"
     )
-    run: str = option("run id or models:/ URI; auto: the finetuned models that a report counts",
-                      AUTO)  # fmt: skip
+    run: str = option(RUN + "; auto: the finetuned models that a report counts", AUTO)
     images: str = option("datasets of the Fourier mix; auto: the own and two outlier datasets",
                          AUTO)  # fmt: skip
     top: int = option("how many of the highest-scoring general images to keep", 12)
@@ -327,7 +350,7 @@ class WorkerOptions(Options):
 
 
 @dataclass(frozen=True)
-class QuickstartOptions(TrainingOptions, WorkerOptions, ReportOptions):
+class QuickstartOptions(DensityOptions, TrainingOptions, WorkerOptions, ReportOptions):
     """The whole method on one dataset; seeds are 1, 2 and 3 unless others are given."""
 
 
@@ -374,7 +397,7 @@ class BenchOptions(ModelOptions):
                           ("none", "eager"))  # fmt: skip
     steps: int = option("updates that are timed", 20)
     device: str = option("cpu, cuda, cuda:1, …; auto: the first GPU, else the CPU", AUTO)
-    json: bool = option("print JSON instead of a table", False)
+    json: bool = option(JSON, False)
 
 
 @dataclass(frozen=True)
@@ -384,31 +407,40 @@ class RunListOptions(Options):
     dataset: str = option("only runs on this dataset", "")
     kind: str = option("only train, finetune, evaluate, seeds, … runs", "")
     registered: bool = option("only runs that reports may use", False)
+    json: bool = option(JSON, False)
 
 
 @dataclass(frozen=True)
 class ShowOptions(Options):
     """Run"""
 
-    run: str = option("run id or models:/ URI", argument=True, required=True)
+    run: str = option(RUN, argument=True, required=True)
+    json: bool = option("print JSON instead of tables", False)
 
 
 @dataclass(frozen=True)
 class SyncOptions(PlaceOptions):
     """Run"""
 
-    run: str = option("run id; all kept runs without one", "", argument=True)
+    run: str = option("run (id or name); without one, all runs kept here", "", argument=True)
 
 
 @dataclass(frozen=True)
-class DatasetListOptions(Options):
+class DataFolderOptions(Options):
     """Data"""
 
-    data_dir: str = option("folder of the data", AUTO)
+    data_dir: str = option(DATA_DIR, AUTO)
 
 
 @dataclass(frozen=True)
-class PrepareOptions(DatasetListOptions):
+class DatasetListOptions(DataFolderOptions):
+    """Data"""
+
+    json: bool = option(JSON, False)
+
+
+@dataclass(frozen=True)
+class PrepareOptions(DataFolderOptions):
     """Preparation"""
 
     dataset: str = option(
@@ -421,7 +453,7 @@ class PrepareOptions(DatasetListOptions):
 
 
 @dataclass(frozen=True)
-class CheckOptions(DatasetListOptions):
+class CheckOptions(DataFolderOptions):
     """Check"""
 
     dataset: str = option(
@@ -443,7 +475,7 @@ class CheckModelOptions(Options):
 class ScoreOptions(Options):
     """Scoring"""
 
-    run: str = option("run id or models:/ URI", argument=True, required=True)
+    run: str = option(RUN, argument=True, required=True)
     paths: tuple[str, ...] = option("image files or folders", (), argument=True, required=True)
     out: str = option("file to write, .csv or .parquet", "", required=True)
     resize: bool = option("resize images of a size that the model's dataset does not have", False)
@@ -454,10 +486,10 @@ class ScoreOptions(Options):
 class DetectorOptions(PlaceOptions):
     """Detector"""
 
-    run: str = option(
-        "in-distribution model: a run id, a models:/ URI; auto: the newest", AUTO, argument=True
+    run: str = option("in-distribution model: " + RUN + "; auto: the newest", AUTO, argument=True)
+    score: str = option(
+        "auto: the best that the registered contrasts allow", AUTO, SCORES, unfit=FIELD_SCORES
     )
-    score: str = option("auto: the best that the registered contrasts allow", AUTO, SCORES)
     calibrate: str = option("images not trained on: test, a dataset, or folder:PATH", "test")
     general: str = option("general model of diff; auto: that of the run", AUTO)
     general_outlier: str = option("general model of diff_outlier; auto: newest of the seed", AUTO)
@@ -469,7 +501,7 @@ class DetectOptions(Options):
     """Detection"""
 
     detector: str = option(
-        "models:/NAME/VERSION, models:/NAME@champion, a run id, or a folder",
+        "models:/NAME/VERSION, models:/NAME@champion, a run (id or name), or a folder",
         argument=True,
         required=True,
     )
@@ -486,7 +518,7 @@ class DetectOptions(Options):
 class SampleOptions(Options):
     """Samples"""
 
-    run: str = option("run id or models:/ URI", argument=True, required=True)
+    run: str = option(RUN, argument=True, required=True)
     count: int = option("images", 64)
     out: str = option("picture to write", "samples.png")
     temperature: float = option("standard deviation of a flow's latents; lower: more likely images",
@@ -522,6 +554,8 @@ def options_of(section: type[Options]) -> Iterator[Option]:
         given = facts.metadata["choices"]
         register = given if isinstance(given, Register) else None
         choices = register.built_in if register is not None else tuple(given)
+        unfit = facts.metadata["unfit"]
+        choices = tuple(each for each in choices if each not in unfit)
         # A default that is none of them stands for one.
         choices = (facts.default,) * (facts.default not in choices) + choices if choices else ()
         group = (part.__doc__ or "").splitlines()[0]
@@ -532,6 +566,7 @@ def options_of(section: type[Options]) -> Iterator[Option]:
             help=facts.metadata["help"],
             choices=choices,
             plugins=register.names()[len(register.built_in) :] if register is not None else (),
+            unfit=unfit,
             words=words,
             group=group,
             flag=facts.metadata["name"] or name,

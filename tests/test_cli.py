@@ -16,6 +16,7 @@ from mlflow.projects._project_spec import load_project
 from oodflow import console, mlproject
 from oodflow.cli import cli, guarded
 from oodflow.commands import COMMANDS, resolve
+from oodflow.detection.detector import roles_of
 from oodflow.entry_points import ENTRY_POINTS
 from oodflow.errors import UserError
 from oodflow.options import FinetuneOptions, Option, options_of
@@ -182,6 +183,54 @@ def test_a_flag_needs_no_value_and_takes_one():
     found = [parsed("train", words)["resume"] for words in written]
     assert found == [False, True, True, False, False]
     assert parsed("train", ["--resume", "--steps", "3"])["steps"] == 3
+    # As people write it, as MLflow does, and what does the same twice over.
+    negated = (["--no-resume"], ["--no-resume", "true"], ["--resume", "NO"])
+    assert not any(parsed("train", words)["resume"] for words in negated)
+    assert parsed("train", ["--no-resume=false"])["resume"]
+    # The words behind a flag that are no values of it are the command's own.
+    found = parsed("detect", ["--fail-on-anomaly", "a", "b"])
+    assert found["fail_on_anomaly"] and found["paths"] == ("needed", "a", "b")
+    for words in (["--resume=perhaps"], ["--resume", "perhaps"]):
+        with pytest.raises(click.UsageError):
+            parsed("train", words)
+
+
+def test_help_has_the_options_in_groups(helps):
+    text = helps["pages"]["finetune"][1]
+    groups = re.findall(r"^([A-Z][\w ]*):$", text, re.MULTILINE)
+    assert groups == ["Data", "Model", "Start", "Outlier loss", "Optimisation", "Resources", "Run",
+                      "Help"]  # fmt: skip
+    assert text.index("\nOutlier loss:") < text.index("--margin") < text.index("\nOptimisation:")
+    assert text.index("\nRun:") < text.index("--resume / --no-resume") < text.index("\nHelp:")
+    for name in ENTRY_POINTS:
+        assert all(len(line) <= 80 for line in helps["pages"][name][1].splitlines()), name
+
+
+def test_no_model_or_score_is_offered_that_is_then_refused(blank):
+    refused = {
+        "train": ("png", "webp", "jpeg2000"),
+        "finetune": ("png", "webp", "jpeg2000", "wide-resnet"),
+        "main": ("png", "wide-resnet"),
+        "tune": ("png", "wide-resnet"),
+        "bench": ("png",),
+    }
+    for name, models in refused.items():
+        [model] = [each for each in options_named(name) if each.name == "model"]
+        assert {"glow", "pixelcnn"} <= set(model.choices)
+        assert not set(models) & set(model.choices)
+        # Still they are told from a misspelled one: the command says why.
+        assert parsed(name, ["--model", models[-1]])["model"] == models[-1]
+        with pytest.raises(click.UsageError, match="not one of"):
+            parsed(name, ["--model", "glwo"])
+    outcome = blank.oodflow("finetune", "--model", "png")
+    assert outcome.code == 2 and "png is not finetuned" in outcome.err
+    [score] = [each for each in options_named("detector build") if each.name == "score"]
+    for name in (*score.choices, *score.unfit):
+        if name in score.unfit:
+            with pytest.raises(UserError, match="which a detector does not have"):
+                roles_of(name)
+        else:
+            assert name == "auto" or roles_of(name)
 
 
 def test_every_command_has_a_function_that_is_found_by_its_name():
@@ -236,7 +285,8 @@ def test_help_of_every_command_comes_without_heavy_imports(helps):
 @pytest.mark.parametrize("name", ["", *CONTRACT])
 def test_help_shows_examples_that_are_valid_commands(helps, name):
     text = helps["pages"][name][1]
-    lines = text.partition("Examples:")[2].splitlines()
+    # Long ones are in several lines, as a shell takes them.
+    lines = re.sub(r" \\\n +", " ", text.partition("Examples:")[2]).splitlines()
     examples = [line.strip() for line in lines if line.strip().startswith("oodflow ")]
     assert examples
     for example in examples:
@@ -255,11 +305,15 @@ def test_help_names_every_option_with_its_default(helps):
         for option in options_named(name):
             shown = parts[option.flag.replace("_", "-")]
             default = "(auto)" if option.default is None else option.default
+            if option.kind is bool:
+                default = f"no-{option.flag.replace('_', '-')}"
+                shown = shown.removeprefix(f"{option.flag.replace('_', '-')} / ")
+                shown += parts[default]
             if option.required:
                 assert "[required]" in shown
             elif default not in ("", ()):
-                assert f"[default: {default}]" in shown
-            # A line may be broken behind a hyphen.
+                # A line may be broken behind a hyphen.
+                assert f"[default:{default}]" in "".join(shown.split())
             assert "".join(option.help.split()) in "".join(shown.split())
 
 

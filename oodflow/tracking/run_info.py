@@ -7,12 +7,14 @@ from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-__all__ = ["COMMIT", "PARENT", "PREFIX", "RunInfo", "sqlite_file", "tracking_uri"]
+__all__ = ["COMMIT", "PARENT", "PREFIX", "SHOWN", "RunInfo", "sqlite_file", "tracking_uri"]
 
 PREFIX = "oodflow."
 COMMIT = "mlflow.source.git.commit"
 """MLflow's own tag, which its page of a run shows."""
 PARENT = "mlflow.parentRunId"
+SHOWN = 8
+"""Digits of a run's id in tables."""
 
 
 @dataclass(frozen=True)

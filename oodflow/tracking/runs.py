@@ -28,7 +28,9 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
 from mlflow.utils import name_utils
+from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.git_utils import get_git_commit
+from mlflow.utils.uri import is_local_uri
 from numpy.typing import NDArray
 
 from oodflow.errors import ResourceError, UserError, without_secrets
@@ -338,10 +340,22 @@ def artifact(store: Store, run_id: str, path: str) -> Iterator[Path]:
         except (MlflowException, OSError) as error:
             # A store that does not answer says so here itself: nothing was deleted then.
             list_artifacts(store, run_id, str(Path(path).parent))
+            _check_right(store, run_id, path)
             raise UserError(
                 f"run {run_id} has no artifact {path}; it was moved or deleted"
             ) from error
         yield local
+
+
+def _check_right(store: Store, run_id: str, path: str) -> None:
+    """PermissionError where an artifact on this machine is there and may not be read."""
+    place = store.client.get_run(run_id).info.artifact_uri
+    if is_local_uri(place):
+        with (
+            suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError),
+            open(Path(local_file_uri_to_path(place), path), "rb"),
+        ):
+            pass
 
 
 def exists(store: Store, run_id: str) -> bool:

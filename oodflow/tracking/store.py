@@ -61,11 +61,11 @@ class Store:
     experiment_id: str
 
     def how_to_see(self, run_id: str) -> str:
-        """One line that says how to see a run in the MLflow UI."""
+        """How to see a run in the MLflow UI: the command, and on a line of its own the address."""
         # Not always the experiment of the store: `mlflow run` has its own default.
         page = self.page(self.client.get_run(run_id).info.experiment_id, run_id)
         command = self.ui_command
-        return f"{command}   then {page}" if command else page
+        return f"{command}\n{page}" if command else page
 
     @property
     def ui_command(self) -> str:

@@ -1,13 +1,15 @@
 """``oodflow datasets``: the catalogue, and how to get, prepare and check a dataset."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from rich.table import Table
 
 from oodflow import console
-from oodflow.data.catalog import CATALOG, FOLDS, OWN, data_folder, lookup
+from oodflow.data.catalog import CATALOG, FOLDS, OWN, Dataset, data_folder, lookup
 from oodflow.data.images import download, lack, prepare, raw_path
 from oodflow.data.prepared import Prepared, digest_of, preparing
 from oodflow.data.resampling import compared, traces_of
@@ -20,6 +22,9 @@ __all__ = ["check_command", "list_command", "prepare_command"]
 CHUNK = 8192
 """Images read at once; the memory a check needs does not grow with the dataset."""
 
+LESS = ("expected at", "classes", "channels")
+"""Columns of the list that a narrow terminal does without."""
+
 SHEET = (8, 12)
 """Rows and columns of a contact sheet."""
 GAP = 2
@@ -29,23 +34,28 @@ GAP = 2
 def list_command(options: DatasetListOptions) -> None:
     """The catalogue as a table, what is present in the data folder, and how to get the rest."""
     folder = data_folder(options.data_dir)
-    table = Table("name", "role", "channels", "classes", "train", "test", "present", "expected at")
-    absent = []
+    lacks = {name: lack(name, folder) for name in CATALOG}
+    if options.json:
+        console.say_json([_values(each, lacks[each.name]) for each in CATALOG.values()])
+        return
+    rows, absent = [], []
     for facts in CATALOG.values():
-        problem = lack(facts.name, folder)
+        problem = lacks[facts.name]
         if problem and facts.source != "grey":
             absent.append((facts, problem))
-        table.add_row(
-            facts.name,
-            facts.role.replace("_", "-"),
-            str(facts.channels),
-            str(facts.classes or ""),
-            f"{facts.train_size:,}" if facts.train_size else "",
-            f"{facts.test_size:,}",
-            "no" if problem else "yes",
-            "(from the RGB form)" if facts.source == "grey" else facts.where or "(generated)",
-        )
-    console.show(table)
+        where = "(from the RGB form)" if facts.source == "grey" else facts.where or "(generated)"
+        row = {
+            "name": facts.name,
+            "role": facts.role.replace("_", "-"),
+            "channels": str(facts.channels),
+            "classes": str(facts.classes or ""),
+            "train": f"{facts.train_size:,}" if facts.train_size else "",
+            "test": f"{facts.test_size:,}",
+            "present": "no" if problem else "yes",
+            "expected at": where,
+        }
+        rows.append(row)
+    console.show_rows(rows, "expected at", LESS)
     console.say(f"data folder: {folder}")
     console.say("your own images: folder:PATH, array:FILE; see oodflow datasets prepare --help")
     if absent:
@@ -54,6 +64,14 @@ def list_command(options: DatasetListOptions) -> None:
         # Files that are there and cannot be used are what to mend.
         there = raw_path(facts, folder).exists()
         console.say(f"  {facts.name}: {problem if there else facts.obtain}")
+
+
+def _values(facts: Dataset, problem: str) -> dict[str, Any]:
+    """A dataset of the catalogue as JSON has it; ``problem`` is why it is not present, or ""."""
+    whole = dataclasses.asdict(facts)
+    names = ("name", "role", "channels", "classes", "train_size", "test_size", "generals", "ood")
+    more = {"present": not problem, "problem": problem, "expected_at": facts.where}
+    return {name: whole[name] for name in names} | more | {"obtain": facts.obtain}
 
 
 def prepare_command(options: PrepareOptions) -> None:

@@ -1,50 +1,69 @@
 """``oodflow runs``: the runs in the store, as tables."""
 
-from datetime import datetime
+import dataclasses
+from datetime import datetime, timezone
+from typing import Any
 
-from rich.table import Column, Table
+from rich.table import Table
 
 from oodflow import console
 from oodflow.errors import without_secrets
 from oodflow.options import RunListOptions, ShowOptions
 from oodflow.tracking.database import find_locally
-from oodflow.tracking.run_info import RunInfo, tracking_uri
+from oodflow.tracking.run_info import SHOWN, RunInfo, tracking_uri
 
 __all__ = ["list_command", "listed", "show_command"]
 
 
-SHOWN = 8
-"""Digits of a run's id in the table, more where they do not tell the runs apart."""
+LESS = ("time", "started", "kind")
+"""Columns that a narrow terminal does without, the first of them first."""
 
 
 def list_command(options: RunListOptions) -> None:
     """All runs that match the filters, the newest first."""
     found = listed(options)
+    if options.json:
+        console.say_json([as_values(run) for run in found])
+        return
     if not found:
         console.say("no runs; make some: oodflow main")
         return
     digits = SHOWN
+    # More of them where these do not tell the runs apart.
     while len({run.run_id[:digits] for run in found}) < len(found):
         digits += 1
-    table = Table(Column("id", no_wrap=True, min_width=digits))
-    for name in ("name", "kind", "status", "registered", "started", "time", "bpd", "AUROC"):
-        table.add_column(name)
-    for run in found:
-        own = run.metrics.get(f"bpd/{run.tags.get('dataset')}")
-        best = [v for k, v in run.metrics.items() if k.startswith("auroc/mean/")]
-        table.add_row(
-            run.run_id[:digits],
-            run.name,
-            run.tags.get("kind", ""),
-            run.status.lower(),
-            "yes" if run.registered else "",
-            f"{datetime.fromtimestamp(run.started):%Y-%m-%d %H:%M}",
-            f"{run.seconds:.0f} s",
-            "" if own is None else f"{own:.3f}",
-            f"{100 * max(best):.1f}" if best else "",
-        )
-    console.show(table)
-    console.say(f"{len(found)} runs at {tracking_uri()}")
+    rows = [_row(run, digits) for run in found]
+    console.show_rows(rows, "name", LESS)
+    console.say(f"{len(found)} runs at\n{tracking_uri()}")
+
+
+def _row(run: RunInfo, digits: int) -> dict[str, str]:
+    """A run as people see it in the list, by column."""
+    # The parent of several seeds has the means of their metrics.
+    numbers = {name.removesuffix("/mean"): value for name, value in run.metrics.items()}
+    own = numbers.get(f"bpd/{run.tags.get('dataset')}")
+    means = {
+        name.split("/")[2]: value
+        for name, value in numbers.items()
+        if name.startswith("auroc/mean/") and not name.endswith("/std")
+    }
+    best = max(means, key=lambda score: means[score], default="")
+    return {
+        "id": run.run_id[:digits],
+        "name": run.name,
+        "kind": run.tags.get("kind", ""),
+        "status": "registered" if run.registered else run.status.lower(),
+        "started": f"{datetime.fromtimestamp(run.started):%Y-%m-%d %H:%M}",
+        "time": console.duration(run.seconds),
+        "bpd": "" if own is None else f"{own:.3f}",
+        "best AUROC": f"{100 * means[best]:.1f} {best}" if best else "",
+    }
+
+
+def as_values(run: RunInfo) -> dict[str, Any]:
+    """A run as JSON has it; the start is in ISO 8601."""
+    started = datetime.fromtimestamp(run.started, timezone.utc).isoformat(timespec="seconds")
+    return dataclasses.asdict(run) | {"started": started, "registered": run.registered}
 
 
 def listed(options: RunListOptions) -> list[RunInfo]:
@@ -70,6 +89,14 @@ def show_command(options: ShowOptions) -> None:
 
     store = open_store()
     run = runs.resolve(store, options.run)
+    files = [
+        path
+        for folder in ("checkpoints", "scores", "figures", "tables", "seeds")
+        for path in runs.list_artifacts(store, run.run_id, folder)
+    ]
+    if options.json:
+        console.say_json(as_values(run) | {"artifacts": files})
+        return
     facts = Table("", "", show_header=False, title=run.name)
     facts.add_row("id", run.run_id)
     facts.add_row("status", run.status.lower())
@@ -86,10 +113,5 @@ def show_command(options: ShowOptions) -> None:
         if not name.startswith(("auroc/", "valid/auroc/")):
             numbers.add_row(name, f"{number:.6g}")
     console.show(numbers)
-    files = [
-        path
-        for folder in ("checkpoints", "scores", "figures", "tables", "seeds")
-        for path in runs.list_artifacts(store, run.run_id, folder)
-    ]
     console.say(f"artifacts: {', '.join(files) or 'none'}")
     console.say(f"see it: {store.how_to_see(run.run_id)}")

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from oodflow.data.catalog import Dataset, agreeing, lookup, plugin_of
 from oodflow.errors import UserError
-from oodflow.experiment import COMPRESSORS, Experiment, Loss, Model
+from oodflow.experiment import CLASSIFIER, COMPRESSORS, Experiment, Loss, Model
 from oodflow.options import (
     AUTO,
     TUNED,
@@ -36,8 +36,6 @@ __all__ = [
     "scratch_plan",
     "untuned",
 ]
-
-CLASSIFIER = "wide-resnet"
 
 DEFAULT_DATASETS: Mapping[type, str] = {TrainOptions: "sketch-general"}
 """Options of an entry point → the dataset that ``auto`` means; for others sketch-shapes."""

@@ -8,7 +8,7 @@ from oodflow import console
 from oodflow.data.catalog import slug_of
 from oodflow.evaluation.metrics import mean_std
 from oodflow.evaluation.scores import SCORES
-from oodflow.tracking.run_info import RunInfo
+from oodflow.tracking.run_info import SHOWN, RunInfo
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -97,18 +97,24 @@ def show_runs(finished: Sequence[RunInfo]) -> None:
 def _bpd_table(finished: Iterable[RunInfo]) -> "Table":
     from rich.table import Column, Table
 
-    table = Table("run", Column("id", no_wrap=True, min_width=32), "bits per dimension")
+    table = Table("run", Column("id", no_wrap=True), Column("bits per dimension", no_wrap=True))
     for run in finished:
         own = run.metrics.get(f"bpd/{slug_of(run.tags['dataset'])}")
-        table.add_row(run.name, run.run_id, "–" if own is None else f"{own:.3f}")
+        table.add_row(run.name, run.run_id[:SHOWN], "–" if own is None else f"{own:.3f}")
     return table
 
 
 def _auroc_table(finished: Sequence[RunInfo]) -> "Table":
     from rich.table import Table
 
-    table = Table("seed", "outliers", *columns(finished[0]), title="AUROC in %")
+    # A score a row: there are more of them than a terminal has room for side by side.
+    sets = [ood for ood, _ in auroc_rows(finished[0])]
+    table = Table("seed", "score", *sets, title="AUROC in %")
     for run in finished:
-        for ood, values in auroc_rows(run):
-            table.add_row(run.tags["seed"], ood, *map(_text, values), end_section=ood == "mean")
+        rows = dict(auroc_rows(run))
+        scores = columns(run)
+        for number, score in enumerate(scores):
+            values = [rows[ood][number] if ood in rows else None for ood in sets]
+            last = score == scores[-1]
+            table.add_row(run.tags["seed"], score, *map(_text, values), end_section=last)
     return table

@@ -1,6 +1,7 @@
 """``oodflow runs sync``: delivers kept runs to the store that was away, or to another one."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from oodflow import console
@@ -33,15 +34,10 @@ __all__ = ["command", "sync"]
 def command(options: SyncOptions) -> int:
     """Deliver one run, or all that are kept here; the exit code is 1 if one was not delivered."""
     run_ids = _kept_runs()
-    run = options.run
-    if run and run not in run_ids:
-        raise UserError(
-            f"nothing is kept of run {run!r} in {STATE_FOLDER.absolute()}; "
-            "`oodflow runs sync` delivers all that is"
-        )
+    chosen = _named(run_ids, options.run) if options.run else ""
     session = open_session(options)
-    if run:
-        console.say(sync(session, run))
+    if chosen:
+        console.say(sync(session, chosen))
         return 0
     if not run_ids:
         console.say(f"nothing to deliver: no run is kept in {STATE_FOLDER.absolute()}")
@@ -59,6 +55,23 @@ def _kept_runs() -> list[str]:
     """Ids of the runs that have something kept in the working folder, the oldest first."""
     files = STATE_FOLDER.glob(f"*/{RECORD_FILE}")
     return [file.parent.name for file in sorted(files, key=lambda file: file.stat().st_mtime)]
+
+
+def _named(run_ids: Sequence[str], reference: str) -> str:
+    """The one kept run with an id that begins so, or with that name; UserError without one."""
+
+    def name(run_id: str) -> str:
+        return read_record(STATE_FOLDER / run_id / RECORD_FILE).name
+
+    found = [each for each in run_ids if each.startswith(reference)]
+    found = found or [each for each in run_ids if name(each) == reference]
+    if len(found) == 1:
+        return found[0]
+    which = f"{len(found)} runs are" if found else "nothing is"
+    raise UserError(
+        f"{which} kept of run {reference!r} in {STATE_FOLDER.absolute()}; "
+        "`oodflow runs sync` delivers all that is"
+    )
 
 
 def sync(session: Session, run_id: str) -> str:

@@ -91,7 +91,7 @@ def test_the_command_ends_with_a_table_and_how_to_see_it(quickstart):
     assert outcome.err == ""
     assert "Anomaly detection performance" in outcome.out
     assert "…" not in outcome.out
-    assert f"mlflow ui --backend-store-uri {workspace.uri}" in outcome.out.splitlines()[-1]
+    assert f"mlflow ui --backend-store-uri {workspace.uri}" in outcome.out.splitlines()[-2]
 
 
 def test_nothing_is_left_behind_in_the_working_folder(workspace):
@@ -397,7 +397,8 @@ def test_runs_list_shows_every_run_with_the_beginning_of_its_id(workspace, store
     assert outcome.code == 0
     for run in runs.find(store, {}):
         [line] = [line for line in outcome.out.splitlines() if run.run_id[:8] in line]
-        assert run.tags["kind"] in line and "finished" in line
+        assert run.tags["kind"] in line
+        assert ("registered" if run.registered else "finished") in line
         if run.run_id in {each.run_id for each in models.values()}:
             assert run.tags["dataset"] in line
             assert f"{run.metrics['bpd/' + run.tags['dataset']]:.3f}" in line

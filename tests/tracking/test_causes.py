@@ -14,6 +14,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from oodflow.errors import UserError
+from oodflow.tracking import runs
 from oodflow.tracking.causes import cause, explained
 from oodflow.tracking.store import open_store
 
@@ -131,6 +132,30 @@ def test_a_permission_that_is_lacking_is_not_called_damage(blank, tmp_path, plac
         folder.chmod(0o755)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "right to write" in done.stderr and "damage" not in done.stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("closed", ["checkpoints/model.safetensors", "checkpoints"])
+def test_weights_that_may_not_be_read_are_not_called_deleted(trained, closed):
+    """In a process without root's right to read everywhere."""
+    store = trained.store()
+    run = runs.find(store, {"kind": "finetune"})[0]
+    place = trained.folder / "mlruns" / store.experiment_id / run.run_id / "artifacts" / closed
+    mode = place.stat().st_mode
+    place.chmod(0)
+    try:
+        done = subprocess.run(
+            [*UNPRIVILEGED, sys.executable, "-m", "oodflow", "sample", run.run_id],
+            env=trained.environment(),
+            cwd=trained.folder,
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        place.chmod(mode)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert f"{place}: Permission denied" in done.stderr
+    assert "deleted" not in done.stderr and "damage" not in done.stderr
 
 
 def test_a_password_that_a_driver_takes_for_a_host_is_hidden():

@@ -156,6 +156,6 @@ def test_how_to_see_a_run_names_the_store_the_experiment_and_the_run(blank):
     # `mlflow run` puts its runs into an experiment of its own.
     other = store.client.create_experiment("elsewhere")
     run_id = store.client.create_run(other).info.run_id
-    line = store.how_to_see(run_id)
-    assert f"mlflow ui --backend-store-uri {blank.uri}" in line
-    assert line.endswith(f"#/experiments/{other}/runs/{run_id}")
+    command, address = store.how_to_see(run_id).splitlines()
+    assert command == f"mlflow ui --backend-store-uri {blank.uri}"
+    assert address == f"http://127.0.0.1:5000/#/experiments/{other}/runs/{run_id}"
