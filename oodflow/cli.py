@@ -150,7 +150,7 @@ class Command(click.Command):
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        flags = {}
+        flags: dict[str, dict[str, str]] = {}
         for each in self.params:
             if isinstance(each, GroupedOption) and each.is_flag:
                 yes, no = each.opts[0], each.secondary_opts[0]
