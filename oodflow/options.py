@@ -73,6 +73,9 @@ PRESETS = ("quick", "small", "paper")
 FIELD_SCORES = ("typicality", "waic", "complexity", "dose", "dose_svm", "gradient")
 """Scores that need more than models, such as training images: no detector has them."""
 
+SAMPLERS = ("tpe", "gp", "cmaes", AUTO)
+PRUNERS = ("median", "hyperband", "none")
+
 METRICS = ("auroc", "aupr", "aupr_out", "fpr95", "fpr95_out")
 """Of how well a score tells outliers; ``_out``: outliers are the positive class."""
 
@@ -302,6 +305,12 @@ class TuneOptions(DensityOptions, DataOptions, StartOptions, OptimisationOptions
     objective: str = option(
         "auroc, or NAME=WEIGHT,… for several datasets; add bpd for a second objective", "auroc"
     )
+    sampler: str = option(
+        "how parameters are proposed; cmaes knows no bounds of stability; auto: gp, or tpe with "
+        "two objectives or over 200 trials",
+        "tpe", SAMPLERS,
+    )  # fmt: skip
+    pruner: str = option("how trials are stopped early", "median", PRUNERS)
     images: int = option("training images, and as many outliers, in the train-set AUROC", 1000)
     temperature_low: float = option("lowest T", 10.0)
     temperature_high: float = option("highest T", 100_000.0)

@@ -7,6 +7,8 @@ import shlex
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from pathlib import Path
 
 import optuna
@@ -21,20 +23,23 @@ from oodflow.files import STATE_FOLDER, exclusively
 from oodflow.options import AUTO, TuneOptions
 from oodflow.presets import usual_loss
 from oodflow.tracking import runs
+from oodflow.tracking.leases import leased_in_turn
 from oodflow.tracking.run_info import RunInfo
 from oodflow.workflow.session import Session, open_session
 from oodflow.workflow.training_plan import TrainingPlan, run_tags
-from tuning.figures import save_figures
+from tuning.figures import ARTIFACTS, save_figures, show_figures
 from tuning.objective import StabilityBounds, parse_objective
 from tuning.study import (
     Range,
     best_trial,
     counted,
     feasible,
+    new_pruner,
     open_study,
     run_trials,
+    sampler_of,
 )
-from tuning.trial import Job, TrialRunner, new_job
+from tuning.trial import Job, TrialRunner, new_job, page_of
 
 __all__ = ["command", "tune"]
 
@@ -46,6 +51,9 @@ def command(options: TuneOptions) -> None:
     """Run trials until the study has enough of them, and print what it found."""
     session = open_session(options)
     run = tune(session, options)
+    if find_spec("optuna_dashboard"):
+        words = ["optuna-dashboard", options.storage.removeprefix("journal:")]
+        console.say(f"see the study: {shlex.join([*words, '--artifact-dir', ARTIFACTS])}")
     console.say(f"see it: {session.store.how_to_see(run.run_id)}")
 
 
@@ -67,15 +75,22 @@ def tune(session: Session, chosen: TuneOptions) -> RunInfo:
     if name == AUTO:
         model = jobs[0].plan.experiment.model.name
         name = f"{model}-{slug_of(dataset)}-{chosen.outlier_loss}-{settings[:6]}"
+    sampler = sampler_of(chosen.sampler, with_bpd, chosen.trials)
     folder = STATE_FOLDER / f"tune-{name}"
+    schedule = jobs[0].plan.experiment.optimisation
+    pruner = new_pruner(chosen.pruner, schedule.report_every, schedule.steps * len(jobs))
+
+    def in_turn() -> AbstractContextManager[None]:
+        return leased_in_turn(session.store, f"study {name}", f"study {name}")
+
     point = {key: paper[key] for key in space}
     if chosen.outlier_loss == "margin":
         point["margin"] = float(channels * 32 * 32)
     inside = all(space[key].low <= value <= space[key].high for key, value in point.items())
-    study = open_study(
-        chosen.storage, name, point if inside else {}, with_bpd, folder / "lock", settings
-    )
-    parent = _parent(session, study, jobs[0].plan, folder)
+    start = point if inside else {}
+    with exclusively(folder / "lock"), in_turn():
+        study = open_study(chosen.storage, name, start, with_bpd, settings, pruner)
+        parent = _parent(session, study, jobs[0].plan)
     objective = TrialRunner(session, study, parent, jobs, space, _bounds(chosen), with_bpd)
     with (
         runs.ended_on_error(session.store, parent),
@@ -93,7 +108,7 @@ def tune(session: Session, chosen: TuneOptions) -> RunInfo:
             show()
             return objective(each)
 
-        run_trials(study, seeds[0], chosen.trials, folder, trial, on_wait)
+        run_trials(study, seeds[0], chosen.trials, folder, trial, on_wait, in_turn, sampler)
         _sum_up(session, study, parent, chosen, space)
     runs.end(session.store, parent, "FINISHED")
     return runs.get(session.store, parent)
@@ -134,21 +149,21 @@ def _bounds(chosen: TuneOptions) -> StabilityBounds:
     return StabilityBounds(chosen.max_dropped, chosen.max_skipped, chosen.max_bpd)
 
 
-def _parent(session: Session, study: optuna.Study, plan: TrainingPlan, folder: Path) -> str:
+def _parent(session: Session, study: optuna.Study, plan: TrainingPlan) -> str:
     """The study's MLflow run, the same for all its workers and after an interruption."""
-    with exclusively(folder / "lock"):
-        known = study.user_attrs.get("mlflow_run", "")
-        if known:
-            runs.reopen(session.store, runs.get(session.store, known).run_id)
-            return known
-        tags = {**run_tags(plan), "kind": "tune", "study": study.study_name}
-        for name in ("spec", "seed"):
-            del tags[name]
-        parent = runs.start(
-            session.store, f"study {study.study_name}", tags, project_run=session.project_run
-        )
-        study.set_user_attr("mlflow_run", parent)
-        return parent
+    known = study.user_attrs.get("mlflow_run", "")
+    if known:
+        runs.reopen(session.store, runs.get(session.store, known).run_id)
+        return known
+    tags = {**run_tags(plan), "kind": "tune", "study": study.study_name}
+    for name in ("spec", "seed"):
+        del tags[name]
+    parent = runs.start(
+        session.store, f"study {study.study_name}", tags, project_run=session.project_run
+    )
+    study.set_user_attr("mlflow_run", parent)
+    study.set_user_attr("mlflow_page", page_of(session.store, parent))
+    return parent
 
 
 def _best_so_far(study: optuna.Study) -> str:
@@ -169,7 +184,7 @@ def _sum_up(
         folder = Path(temporary)
         (folder / "figures").mkdir()
         (folder / "trials").mkdir()
-        save_figures(study, folder / "figures")
+        show_figures(study, save_figures(study, folder / "figures"))
         _table(study, space).to_csv(folder / "trials" / "trials.csv", index=False)
         for name in ("figures", "trials"):
             runs.log_artifacts(store, parent, folder / name, name)

@@ -1,7 +1,7 @@
 """Optuna's own plots of a study, as files."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,27 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import optuna
+from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
 from optuna.trial import TrialState
 from optuna.visualization import matplotlib as plots
 
-__all__ = ["save_figures"]
+__all__ = ["ARTIFACTS", "save_figures", "show_figures"]
+
+ARTIFACTS = "optuna-artifacts"
+"""Folder of the studies' images, which ``optuna-dashboard --artifact-dir`` shows."""
+
+
+def show_figures(study: optuna.Study, files: Sequence[Path]) -> None:
+    """Make figures the study's artifacts in Optuna, in place of those of the same names."""
+    Path(ARTIFACTS).mkdir(exist_ok=True)
+    store = FileSystemArtifactStore(ARTIFACTS)
+    known = {meta.filename: meta.artifact_id for meta in get_all_artifact_meta(study)}
+    for file in files:
+        if file.name in known:
+            with file.open("rb") as content:
+                store.write(known[file.name], content)
+        else:
+            upload_artifact(artifact_store=store, file_path=str(file), study_or_trial=study)
 
 
 def save_figures(study: optuna.Study, folder: Path) -> list[Path]:

@@ -1,16 +1,19 @@
 """The Optuna study: search space, storage, trials shared among workers, the best feasible one.
 
-Workers that share the study take trials one after the other under a lock in the working folder. A
-worker holds a lock of its trial while it trains. The system frees it when the worker dies, and
-another worker then retries that trial.
+Workers that share the study take trials one after the other: those of a working folder under a lock
+in it, and those of other folders and machines under a lease in the MLflow store. A worker holds a
+lock of its trial while it trains. The system frees it when the worker dies, and another worker of
+that machine then retries that trial.
 """
 
 import hashlib
 import math
 import socket
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import optuna
@@ -20,6 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from oodflow.errors import UserError
 from oodflow.files import exclusively, is_locked
+from oodflow.options import AUTO
 from oodflow.tracking.causes import cause, cure_of
 
 __all__ = [
@@ -27,13 +31,20 @@ __all__ = [
     "best_trial",
     "counted",
     "feasible",
+    "new_pruner",
     "open_study",
     "propose",
     "requeue",
     "run_trials",
+    "sampler_of",
 ]
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
+# The help of the option says so.
+warnings.filterwarnings("ignore", "Constraints have been set, but CmaEsSampler")
+
+MOST_OF_GP = 200
+"""Trials from which on a Gaussian process takes too long for a proposal."""
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -74,34 +85,33 @@ def open_study(
     name: str,
     start: Mapping[str, float],
     multi_objective: bool,
-    lock: Path,
     settings: str = "",
+    pruner: optuna.pruners.BasePruner | None = None,
 ) -> optuna.Study:
     """The study of that name, made where it is not there yet with ``start`` as its first trial.
 
-    ``settings`` stands for all that makes values comparable. Raises UserError for a study of
-    another one, and for a storage that does not answer.
+    One worker at a time. ``settings`` stands for all that makes values comparable. Raises UserError
+    for a study of another one, and for a storage that does not answer.
     """
     maximize, minimize = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
     directions = [maximize, minimize] if multi_objective else [maximize]
-    with exclusively(lock):
-        study = optuna.create_study(
-            storage=_storage(address),
-            study_name=name,
-            directions=directions,
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
-            load_if_exists=True,
+    study = optuna.create_study(
+        storage=_storage(address),
+        study_name=name,
+        directions=directions,
+        pruner=pruner or new_pruner("median", 1, 1),
+        load_if_exists=True,
+    )
+    if len(study.directions) != len(directions):
+        raise UserError(f"study {name} has another objective; name another study")
+    if study.user_attrs.setdefault("settings", settings) != settings:
+        raise UserError(
+            f"study {name} was made with other settings, whose values do not compare with "
+            "these; name another study, or leave its name out"
         )
-        if len(study.directions) != len(directions):
-            raise UserError(f"study {name} has another objective; name another study")
-        if study.user_attrs.setdefault("settings", settings) != settings:
-            raise UserError(
-                f"study {name} was made with other settings, whose values do not compare with "
-                "these; name another study, or leave its name out"
-            )
-        study.set_user_attr("settings", settings)
-        if start and not study.get_trials(deepcopy=False):
-            study.enqueue_trial(dict(start))
+    study.set_user_attr("settings", settings)
+    if start and not study.get_trials(deepcopy=False):
+        study.enqueue_trial(dict(start))
     return study
 
 
@@ -113,16 +123,45 @@ def propose(trial: Trial, space: Mapping[str, Range]) -> dict[str, float]:
     }
 
 
-def _sampler(seed: int, number: int) -> optuna.samplers.TPESampler:
+def new_pruner(name: str, every: int, updates: int) -> optuna.pruners.BasePruner:
+    """The pruner of a study whose trials report every so many updates of all."""
+    if name == "hyperband":
+        return optuna.pruners.HyperbandPruner(min_resource=every, max_resource=updates)
+    if name == "none":
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.MedianPruner(n_startup_trials=5)
+
+
+SAMPLERS: Mapping[str, Callable[[int], optuna.samplers.BaseSampler]] = {
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True),
+    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
+    "cmaes": lambda seed: optuna.samplers.CmaEsSampler(seed=seed),
+}
+
+
+def sampler_of(name: str, multi_objective: bool, trials: int) -> str:
+    """The sampler that a name stands for; UserError for one that cannot be used here.
+
+    >>> sampler_of("auto", False, 20), sampler_of("auto", True, 20)
+    ('gp', 'tpe')
+    """
+    if name == AUTO:
+        return "tpe" if multi_objective or trials > MOST_OF_GP else "gp"
+    if name == "cmaes":
+        if multi_objective:
+            raise UserError("sampler cmaes takes one objective; choose tpe or gp, or leave bpd out")
+        if find_spec("cmaes") is None:
+            raise UserError("sampler cmaes needs a package that is not here: pip install cmaes")
+    return name
+
+
+def _sampler(name: str, seed: int, number: int) -> optuna.samplers.BaseSampler:
     """The sampler of one trial: its randomness is a function of the seed and of the number.
 
     So a resumed study continues as it would have, and two workers never draw the same point.
     """
     digest = hashlib.sha256(f"{seed}/{number}".encode()).digest()
-    return optuna.samplers.TPESampler(
-        seed=int.from_bytes(digest[:4], "big"),
-        multivariate=True,
-    )
+    return SAMPLERS[name](int.from_bytes(digest[:4], "big"))
 
 
 def counted(study: optuna.Study) -> list[FrozenTrial]:
@@ -137,30 +176,32 @@ def run_trials(
     folder: Path,
     objective: Callable[[Trial], float | Sequence[float]],
     on_wait: Callable[[], None],
+    in_turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+    sampler: str = "tpe",
 ) -> None:
     """Run trials until ``wanted`` have ended, counted over all workers.
 
     ``on_wait`` is called while other workers run the last ones. ``folder`` holds the locks.
+    ``in_turn()`` lasts while no worker of another folder is in its own.
     """
     held = ExitStack()
     while True:
         with exclusively(folder / "lock"):
-            _retry_abandoned(study)
-            # One look at all of them: a trial that ends between two looks would be in neither.
-            states = [trial.state for trial in study.get_trials(deepcopy=False)]
-            done = sum(state in ENDED for state in states)
+            done, running, _ = _look(study)
             if done >= wanted:
                 return
             trial = None
-            if done + states.count(TrialState.RUNNING) < wanted:
-                # The next one is the first that waits, if any does: its number is its own.
-                waits = TrialState.WAITING in states
-                number = states.index(TrialState.WAITING) if waits else len(states)
-                study.sampler = _sampler(seed, number)
-                trial = study.ask()
-                lock = (folder / f"trial-{trial.number}").absolute()
-                held.enter_context(exclusively(lock))
-                trial.set_user_attr("lock", f"{socket.gethostname()}:{lock}")
+            # Most looks of a worker that waits find nothing to do, and need no turn.
+            if done + running < wanted or any(map(_without_worker, _running(study))):
+                with in_turn():
+                    _retry_abandoned(study)
+                    done, running, number = _look(study)
+                    if done + running < wanted:
+                        study.sampler = _sampler(sampler, seed, number)
+                        trial = study.ask()
+                        lock = (folder / f"trial-{trial.number}").absolute()
+                        held.enter_context(exclusively(lock))
+                        trial.set_user_attr("lock", f"{socket.gethostname()}:{lock}")
         if trial is None:
             on_wait()
             continue
@@ -173,6 +214,17 @@ def run_trials(
             raise
         finally:
             held.close()
+
+
+def _look(study: optuna.Study) -> tuple[int, int, int]:
+    """How many trials have ended, how many are running, and the number of the next one."""
+    # One look at all of them: a trial that ends between two looks would be in neither.
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    done = sum(state in ENDED for state in states)
+    # The next one is the first that waits, if any does: its number is its own.
+    waits = TrialState.WAITING in states
+    number = states.index(TrialState.WAITING) if waits else len(states)
+    return done, states.count(TrialState.RUNNING), number
 
 
 def _retry_abandoned(study: optuna.Study) -> None:
@@ -193,7 +245,7 @@ def _running(study: optuna.Study) -> list[FrozenTrial]:
 
 def _without_worker(trial: FrozenTrial) -> bool:
     """Whether a trial of this machine has no living worker: its lock is free, or it has none."""
-    # Under the study's lock, every trial of a living worker has a lock of its own.
+    # In a worker's turn, every trial of a living worker has a lock of its own.
     host, _, path = trial.user_attrs.get("lock", f"{socket.gethostname()}:").partition(":")
     return host == socket.gethostname() and (not path or _free(Path(path)))
 

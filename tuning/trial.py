@@ -28,6 +28,7 @@ from oodflow.options import FinetuneOptions, TuneOptions, carried
 from oodflow.tracking import runs
 from oodflow.tracking.delivery import delivering
 from oodflow.tracking.journal import Report
+from oodflow.tracking.store import Store
 from oodflow.workflow.planning import finetune_plan
 from oodflow.workflow.session import Session
 from oodflow.workflow.training_plan import TrainingPlan, run_tags
@@ -35,7 +36,7 @@ from oodflow.workflow.training_run import batches_of, new_trainer, report_metric
 from tuning.objective import Pair, Stability, StabilityBounds, train_set_auroc, weighted_sum
 from tuning.study import Range, propose, requeue
 
-__all__ = ["Job", "TrialRunner", "new_job"]
+__all__ = ["Job", "TrialRunner", "new_job", "page_of"]
 
 EARLY = 200
 """Images of either kind behind an intermediate value, which feeds the pruner."""
@@ -103,6 +104,11 @@ def new_job(
     )
 
 
+def page_of(store: Store, run_id: str) -> str:
+    """Address of a run in the MLflow UI, for people who look at the study elsewhere."""
+    return store.page(runs.get(store, run_id).experiment_id, run_id)
+
+
 def _part(images: Images, which: slice) -> Images:
     labels = None if images.labels is None else images.labels[which]
     return dataclasses.replace(images, pixels=images.pixels[which], labels=labels)
@@ -149,6 +155,7 @@ class TrialRunner:
         said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         run_id = runs.start(store, f"trial {trial.number} · {said}", tags, self.parent)
         trial.set_user_attr("mlflow_run", run_id)
+        trial.set_user_attr("mlflow_page", page_of(store, run_id))
         with runs.ended_on_error(store, run_id):
             try:
                 runs.log_parameters(store, run_id, parameters(plan.experiment))
@@ -157,6 +164,7 @@ class TrialRunner:
                 pruned = " ".join(str(error).split())
                 # A trial that ends without an objective counts as infeasible for the sampler too.
                 trial.set_constraint("pruned", 1.0)
+                trial.set_user_attr("feasible", False)
                 trial.set_user_attr("reason", pruned)
                 runs.set_tags(store, run_id, {"reason": pruned})
             except KeyboardInterrupt:
@@ -203,6 +211,7 @@ class TrialRunner:
         }
         runs.log_metrics(self.session.store, run_id, metrics)
         reason = cost.reason(self.bounds)
+        trial.set_user_attr("feasible", not reason)
         if reason:
             trial.set_user_attr("reason", reason)
         runs.set_tags(
@@ -236,7 +245,9 @@ class TrialRunner:
                 early, _ = self._auroc(trainer.model, job, EARLY)
                 trial.report(early, at)
                 if trial.should_prune():
-                    raise optuna.TrialPruned(f"below the median at update {report.step}")
+                    by_median = isinstance(self.study.pruner, optuna.pruners.MedianPruner)
+                    why = "below the median" if by_median else "stopped by Hyperband"
+                    raise optuna.TrialPruned(f"{why} at update {report.step}")
         value, table = self._auroc(trainer.model, job, 0)
         bpd = bits_per_dimension_mean(table, trainer.model.image_shape)
         bpd = bpd if math.isfinite(bpd) else WORST

@@ -19,6 +19,7 @@ from oodflow import console
 from oodflow.console import duration
 from oodflow.data.catalog import agreeing, lookup
 from oodflow.errors import UserError, unknown_name
+from oodflow.models.device import busy
 from oodflow.options import AUTO, ReproduceOptions, options_of
 from oodflow.plans.costs import (
     Kind,
@@ -209,6 +210,8 @@ def _show_dry_run(session: Session, tasks: Sequence[Task], wanted: Sequence[Task
             console.say(f"measuring an update of {describe_kind(kind)} on {device}")
             measured[kind] = measure(task, session.device)
     console.show(_by_step(outcomes, {**from_runs, **measured}))
+    if measured and (line := busy(session.device, 1)):
+        console.say(f"{line}: alone on it, trainings take less time than these estimates")
     if missing:
         console.say("evaluations, analyses and reports take some seconds to minutes each on top")
     for costs, whence in (

@@ -7,7 +7,6 @@ are delivered (see :mod:`oodflow.workflow.run_state`).
 
 import dataclasses
 import math
-import os
 import shutil
 import tempfile
 import time
@@ -26,6 +25,7 @@ from oodflow.errors import FailedTraining, UserError
 from oodflow.evaluation.validation import NON_FINITE, Validation
 from oodflow.experiment import Experiment
 from oodflow.files import STATE_FOLDER
+from oodflow.models.device import busy
 from oodflow.models.likelihood import LikelihoodModel
 from oodflow.options import TrainingOptions
 from oodflow.tracking import runs
@@ -257,12 +257,11 @@ def _log_lines(plan: TrainingPlan, steps: int) -> Callable[[Report], None]:
 
 def _say_where_busy(session: Session) -> None:
     """Threads that wait for a core in each other's way make an update many times slower."""
-    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
-    load = os.getloadavg()[0]
-    if session.device.type == "cpu" and threads > 1 and load + threads > 1.5 * cores:
+    threads = torch.get_num_threads()
+    if threads > 1 and (line := busy(session.device, threads)):
         console.say(
-            f"this machine is busy (load {load:.1f} on {cores} cores): {threads} threads may take "
-            "longer than one; OMP_NUM_THREADS=1 before the command makes it one"
+            f"{line}: {threads} threads may take longer than one; OMP_NUM_THREADS=1 before the "
+            "command makes it one"
         )
 
 

@@ -1,8 +1,11 @@
 """The study by itself: who does which trial, retries, seeds, feasibility. No model is trained."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import socket
+import threading
 import time
 
 import optuna
@@ -10,8 +13,18 @@ import pytest
 from optuna.trial import TrialState
 
 from oodflow.errors import UserError
+from oodflow.files import exclusively
 from tuning.objective import Stability, StabilityBounds, parse_objective
-from tuning.study import Range, best_trial, counted, open_study, propose, run_trials
+from tuning.study import (
+    Range,
+    best_trial,
+    counted,
+    new_pruner,
+    open_study,
+    propose,
+    run_trials,
+    sampler_of,
+)
 
 SPACE = {"temperature": Range(10.0, 1e5), "outlier_weight": Range(100.0, 1e6)}
 START = {"temperature": 1000.0, "outlier_weight": 6000.0}
@@ -20,7 +33,7 @@ FORK = multiprocessing.get_context("fork")
 
 def opened(folder, storage="sqlite", name="s"):
     address = {"sqlite": f"sqlite:///{folder}/o.db", "journal": f"journal:{folder}/o.log"}[storage]
-    return open_study(address, name, START, False, folder / "locks" / "lock")
+    return open_study(address, name, START, False)
 
 
 def value_of(trial):
@@ -82,6 +95,114 @@ def test_two_workers_do_each_trial_once(tmp_path, storage):
     trials = opened(tmp_path, storage).get_trials()
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 12
     assert len({tuple(t.params.values()) for t in trials}) == 12
+
+
+def _work_elsewhere(folder, workspace, name, wanted):
+    """A worker in a working folder of its own, which shares storage and MLflow store."""
+    from oodflow.tracking.leases import leased_in_turn
+
+    place = folder / name
+    place.mkdir()
+    os.chdir(place)
+    store, began = workspace.store(), []
+    os.chdir(place)
+
+    def objective(trial):
+        began.append(trial.number)
+        value = value_of(trial)
+        time.sleep(0.2)
+        return value
+
+    # Both begin at the same moment.
+    (folder / f"{name}.ready").touch()
+    while len(list(folder.glob("*.ready"))) < 2:
+        time.sleep(0.01)
+    run_trials(
+        opened(folder), 1, wanted, place / "locks", objective, lambda: time.sleep(0.05),
+        lambda: leased_in_turn(store, "study s", "study s"),
+    )  # fmt: skip
+    (folder / f"{name}.txt").write_text(" ".join(map(str, began)))
+
+
+def test_workers_in_two_folders_do_each_trial_once(tmp_path, blank):
+    opened(tmp_path)
+    names, wanted = ("here", "there"), 10
+    context = multiprocessing.get_context("spawn")
+    workers = [
+        context.Process(target=_work_elsewhere, args=(tmp_path, blank, name, wanted))
+        for name in names
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    trials = opened(tmp_path).get_trials()
+    assert [t.state for t in trials] == [TrialState.COMPLETE] * wanted
+    assert len({tuple(t.params.values()) for t in trials}) == wanted
+    done = [(tmp_path / f"{name}.txt").read_text().split() for name in names]
+    assert sorted(map(int, sum(done, []))) == list(range(wanted))
+    assert all(done)
+
+
+def test_a_trial_that_another_folder_is_about_to_lock_is_not_taken_for_abandoned(tmp_path):
+    """Between its start and its lock it looks like one; its worker is in its turn then."""
+    study, held = opened(tmp_path), threading.Lock()
+    begun, looked = threading.Event(), threading.Event()
+
+    @contextlib.contextmanager
+    def in_turn():
+        looked.set()
+        with held:
+            yield
+
+    def other():
+        mine = opened(tmp_path)
+        with held:
+            trial = mine.ask()
+            begun.set()
+            assert looked.wait(30)
+            lock = tmp_path / "other-lock"
+            stack.enter_context(exclusively(lock))
+            trial.set_user_attr("lock", f"{socket.gethostname()}:{lock}")
+        mine.tell(trial, value_of(trial))
+
+    with contextlib.ExitStack() as stack:
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert begun.wait(30)
+        run_trials(study, 1, 3, tmp_path / "locks", value_of, lambda: time.sleep(0.02), in_turn)
+        thread.join()
+    assert [t.state for t in study.get_trials()] == [TrialState.COMPLETE] * 3
+
+
+@pytest.mark.parametrize("sampler", ["gp", "cmaes"])
+def test_every_sampler_resumes_as_it_would_have_gone_on(tmp_path, sampler):
+    wanted = {"gp": 13, "cmaes": 9}[sampler]
+    for name, parts in (("whole", (wanted,)), ("parts", (wanted - 2, wanted))):
+        (tmp_path / name).mkdir()
+        for until in parts:
+            run_trials(
+                opened(tmp_path / name), 1, until, tmp_path / name, value_of, time.sleep,
+                sampler=sampler,
+            )  # fmt: skip
+    found = {name: points(opened(tmp_path / name)) for name in ("whole", "parts")}
+    assert found["whole"] == found["parts"]
+    assert len({point for point, _ in found["whole"]}) == wanted
+
+
+def test_what_a_name_of_a_sampler_and_of_a_pruner_stands_for(monkeypatch):
+    assert [sampler_of("auto", *given) for given in ((False, 20), (True, 20), (False, 500))] == [
+        "gp", "tpe", "tpe",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="cmaes takes one objective"):
+        sampler_of("cmaes", True, 20)
+    assert isinstance(new_pruner("none", 1, 9), optuna.pruners.NopPruner)
+    hyperband = new_pruner("hyperband", 10, 270)
+    assert (hyperband._min_resource, hyperband._max_resource) == (10, 270)
+    monkeypatch.setattr("tuning.study.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install cmaes"):
+        sampler_of("cmaes", False, 20)
 
 
 @pytest.mark.parametrize("storage", ["sqlite", "journal"])
@@ -159,10 +280,10 @@ def test_wrong_ranges_storages_and_objectives_are_the_users_errors(tmp_path):
         with pytest.raises(UserError, match="temperature is searched from"):
             Range(low, high).checked("temperature")
     with pytest.raises(UserError, match="no Optuna storage at nonsense"):
-        open_study("nonsense", "s", START, False, tmp_path / "lock")
+        open_study("nonsense", "s", START, False)
     opened(tmp_path)
     with pytest.raises(UserError, match="has another objective"):
-        open_study(f"sqlite:///{tmp_path}/o.db", "s", START, True, tmp_path / "lock")
+        open_study(f"sqlite:///{tmp_path}/o.db", "s", START, True)
     for text in ("", "accuracy", "cifar10=", "=1", "cifar10=-1", "cifar10=inf", "bpd"):
         with pytest.raises(UserError, match="objective has"):
             parse_objective(text, "cifar10")

@@ -2,19 +2,26 @@
 
 import csv
 import itertools
+import json
 import re
 import shlex
 import signal
+import threading
+import urllib.request
+import wsgiref.simple_server
 
 import optuna
+import optuna_dashboard
 import pytest
 import torch
+from optuna.artifacts import FileSystemArtifactStore
 from optuna.trial import TrialState
 
 from oodflow.options import TuneOptions
 from oodflow.tracking import runs
 from oodflow.workflow.session import Session
 from tuning.objective import Pair
+from tuning.study import feasible
 from tuning.trial import new_job
 
 SHORT = "--depth 1 --hidden 8 --limit 64 --batch-size 16 --steps 4 --report-every 2 --images 16"
@@ -45,6 +52,52 @@ def tuned(first_study, tmp_path):
     """A copy of it, one for each test."""
     workspace, outcome = first_study
     return workspace.clone(tmp_path / "tuned"), outcome
+
+
+def test_the_optuna_dashboard_shows_the_study_its_trials_and_its_images(tuned, monkeypatch):
+    """Its own server, asked over HTTP as a browser does."""
+    workspace, outcome = tuned
+    [line] = [each for each in outcome.out.splitlines() if each.startswith("see the study: ")]
+    _, address, *option = shlex.split(line.removeprefix("see the study: "))
+    assert option == ["--artifact-dir", "optuna-artifacts"]
+    monkeypatch.chdir(workspace.folder)
+    app = optuna_dashboard.wsgi(address, artifact_store=FileSystemArtifactStore(option[1]))
+    server = wsgiref.simple_server.make_server("127.0.0.1", 0, app, handler_class=Quiet)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def asked(path):
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}{path}") as answer:
+            assert answer.status == 200
+            return answer.read()
+
+    try:
+        [listed] = json.loads(asked("/api/studies"))["study_summaries"]
+        known = study_of(workspace)
+        assert listed["study_name"] == known.study_name
+        found = json.loads(asked(f"/api/studies/{listed['study_id']}"))
+        store = workspace.store()
+        assert len(found["trials"]) == 4
+        for trial in found["trials"]:
+            facts = {each["key"]: each["value"] for each in trial["user_attrs"]}
+            own = known.trials[trial["number"]].user_attrs
+            run = runs.get(store, own["mlflow_run"])
+            assert own["mlflow_run"] in facts["mlflow_run"]
+            assert f"#/experiments/{run.experiment_id}/runs/{run.run_id}" in facts["mlflow_page"]
+            assert facts["feasible"].lower() == str(feasible(known.trials[trial["number"]])).lower()
+        images = {each["filename"]: each["artifact_id"] for each in found["artifacts"]}
+        assert {"history.png", "slice.png"} <= set(images)
+        picture = asked(f"/artifacts/{listed['study_id']}/{images['history.png']}")
+        assert picture.startswith(b"\x89PNG")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class Quiet(wsgiref.simple_server.WSGIRequestHandler):
+    """Answers without a line about each on stderr."""
+
+    def log_message(self, *_):
+        pass
 
 
 def test_a_study_is_a_run_with_a_nested_run_a_trial(tuned):
