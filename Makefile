@@ -5,7 +5,7 @@ BIN := .venv/bin
 WORKERS ?= 2
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart real test test-all lint format mlproject clean
+.PHONY: quickstart real docs test test-all lint format mlproject clean
 
 quickstart: .venv/ready
 	@$(BIN)/oodflow main
@@ -15,6 +15,10 @@ real: .venv/ready
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check \
 		-c constraints.txt --config-settings editable_mode=compat -e '.[dev,real]'
 	@$(BIN)/oodflow reproduce --plan real
+
+# Open build/docs/index.html. A warning, such as a dead link, is an error.
+docs: .venv/ready
+	@$(BIN)/sphinx-build -q -W --keep-going -d build/doctrees docs build/docs
 
 # What a developer needs before a commit.
 test: .venv/ready
