@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
 # They begin in a folder without runs, as the reader does.
-FRESH = ("own-images", "alpha", *(book.stem for book in NOTEBOOKS))
+FRESH = ("own-images.md", "alpha.md", *(book.name for book in NOTEBOOKS))
 # What a machine of tests lacks, and what stands in for it.
 STAND_INS = {
     "cifar10": "sketch-shapes", "cifar100": "sketch-letters", "svhn": "sketch-digits",
@@ -190,9 +190,9 @@ def after_quickstart(quickstart, tmp_path_factory) -> Reader:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("page", TYPED, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", TYPED, ids=lambda page: page.name)
 def test_what_a_page_says_to_type_works_in_order(page: Path, request):
-    if page.stem in FRESH:
+    if page.name in FRESH:
         reader = Reader(request.getfixturevalue("blank"))
     else:
         reader = request.getfixturevalue("after_quickstart")
