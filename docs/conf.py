@@ -64,5 +64,12 @@ def _options_as_list(app, what, name, thing, options, lines: list[str]) -> None:
     lines.insert(start + 1, "")
 
 
+def _no_options_in_signature(app, what, name, thing, *_) -> tuple[str, str] | None:
+    """A function's options are in its list: its signature would say them a second time."""
+    listed = what == "function" and "\nOptions:\n" in (thing.__doc__ or "")
+    return ("(**options)", "") if listed else None
+
+
 def setup(app) -> None:
+    app.connect("autodoc-process-signature", _no_options_in_signature)
     app.connect("autodoc-process-docstring", _options_as_list)

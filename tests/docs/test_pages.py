@@ -35,7 +35,7 @@ STAND_INS = {
 # Options that would take long, or need what only a cluster has, after what the page says.
 FURTHER = {
     "bench": "--steps 1 --batch-size 2 --depth 1 --hidden 8",
-    "reproduce": "--dry-run true",
+    "reproduce": "--dry-run",
     "tune": "--trials 1",
 }
 # Options about files that a stand-in does not need, with the number of their values.
