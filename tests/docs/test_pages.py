@@ -14,15 +14,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import TINY, Workspace
+from PIL import Image
 
+import oodflow
 from oodflow.commands import COMMANDS
 from oodflow.entry_points import ENTRY_POINTS
 from oodflow.options import options_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+RESULTS = sorted((ROOT / "docs" / "results").glob("*.md"))
 NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
 # They begin in a folder without runs, as the reader does.
 FRESH = ("own-images.md", "alpha.md", *(book.name for book in NOTEBOOKS))
@@ -30,16 +34,20 @@ FRESH = ("own-images.md", "alpha.md", *(book.name for book in NOTEBOOKS))
 STAND_INS = {
     "cifar10": "sketch-shapes", "cifar100": "sketch-letters", "svhn": "sketch-digits",
     "tiny300k": "sketch-general", "imagenet32": "sketch-general", "pictures-grey": "sketch-general",
-    "my-flow": "glow", "paper": "quick",
+    "my-flow": "glow", "FILE": str(ROOT / "tests/foreign/parity/authors_format_glow_K2_h16.th"),
 }  # fmt: skip
+# Values that only cost time: a seed, and few resamples, show as much.
+CHEAP = {"--seeds": "1", "--preset": "quick", "--bootstrap": "20"}
 # Options that would take long, or need what only a cluster has, after what the page says.
 FURTHER = {
+    "train": "--resume",
+    "finetune": "--resume",
     "bench": "--steps 1 --batch-size 2 --depth 1 --hidden 8",
     "reproduce": "--dry-run",
     "tune": "--trials 1",
 }
-# Options about files that a stand-in does not need, with the number of their values.
-UNNEEDED = {"--download": 0, "--from": 1}
+# Options about files and servers that stand-ins do not need, with the number of their values.
+UNNEEDED = {"--download": 0, "--from": 1, "--storage": 1}
 ELSEWHERE = {
     "apt-get": "", "createdb": "", "curl": "", "export": "", ".": "", "pip": "",
     "mlflow server": "", "mlflow ui": "", "python": "",
@@ -131,7 +139,10 @@ class Reader:
             assert words[-1].startswith("-"), words
             return
         known = {option.flag for option in options_of(ENTRY_POINTS[command].options)}
-        words = [self.stood_in(word) for word in words]
+        words = [
+            CHEAP.get(option) or self.stood_in(word)
+            for option, word in zip(["", *words], words, strict=False)
+        ]
         for option, values in UNNEEDED.items():
             if option in words:
                 assert option[2:] in known, option
@@ -185,8 +196,19 @@ TYPED = [page for page in (*PAGES, *NOTEBOOKS) if blocks(page)]
 
 @pytest.fixture(scope="module")
 def after_quickstart(quickstart, tmp_path_factory) -> Reader:
-    """Who has typed `make quickstart`, which is `oodflow main`, and reads page after page."""
-    return Reader(quickstart[0].clone(tmp_path_factory.mktemp("read") / "workspace"))
+    """Who has typed `make quickstart`, which is `oodflow main`, and reads page after page.
+
+    Has the images that the pages speak of, in folders and as arrays.
+    """
+    workspace = quickstart[0].clone(tmp_path_factory.mktemp("read") / "workspace")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 32, 32), np.uint8)
+    np.savez(workspace.folder / "scans.npz", images=pixels)
+    np.save(workspace.folder / "other.npy", np.stack([pixels] * 3, axis=-1))
+    for folder in ("photos", "other-photos"):
+        (workspace.folder / folder).mkdir()
+        for number, image in enumerate(pixels):
+            Image.fromarray(image).save(workspace.folder / folder / f"{number}.png")
+    return Reader(workspace)
 
 
 @pytest.mark.long
@@ -235,3 +257,25 @@ def test_a_notebook_is_small_and_was_run_from_top_to_bottom(book: Path):
     assert book.stat().st_size < 50_000
     outputs = [output for cell in cells for output in cell.get("outputs", ())]
     assert outputs and not [each for each in outputs if each["output_type"] == "error"]
+
+
+def test_every_public_name_is_on_the_page_of_names():
+    listed = re.findall(r"^\.\. auto\w+:: (\w+)$", (ROOT / "docs/names.md").read_text(), re.M)
+    assert sorted(listed) == sorted(oodflow.__all__)
+
+
+@pytest.mark.parametrize("part", RESULTS, ids=lambda part: part.stem)
+def test_tables_of_results_name_the_command_that_made_them(part: Path):
+    first, *rest = part.read_text().splitlines()
+    assert re.match(r"Made by `(make|oodflow) ", first)
+    assert f"results/{part.name}" in (ROOT / "docs/results.md").read_text()
+    assert any(line.startswith("| --- |") for line in rest)
+
+
+def test_the_readme_has_the_numbers_of_the_results():
+    def rows(file: Path) -> list[str]:
+        return [line for line in file.read_text().splitlines() if re.match(r"\|.* \(\d", line)]
+
+    readme = ROOT / "README.md"
+    assert rows(readme) == rows(ROOT / "docs/results/sketch.md")
+    assert len(readme.read_text().splitlines()) <= 130
