@@ -86,7 +86,7 @@ def test_the_example_package_is_used_everywhere_and_its_runs_outlive_it(
         done("tune", *model, "--dataset", "stripes", "--trials", "1", *TINY[:6], "--steps", "3")
         done("detector", "build", run.run_id, "--score", "relative", "--champion")
         detector = "models:/oodflow-detector-stripes@champion"
-        image = ROOT / "docs" / "effect.png"
+        image = ROOT / "docs" / "images" / "effect.png"
         done("detect", detector, str(image), "--out", "found.csv")
         done("score", run.run_id, str(image), "--out", "scores.csv", "--resize")
         assert pd.read_csv(blank.folder / "scores.csv")["log_prob"].notna().all()
