@@ -29,12 +29,9 @@ from oodflow.tracking.registry import Registry, is_plain, seed_of
 from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.store import Store
 from reports.layouts import ALL, MEAN, METRIC_NAMES, SCORE_NAMES
-from reports.tables import METRICS, Cell, Row, Table
+from reports.tables import LEVEL, METRICS, Cell, Row, Table
 
 __all__ = ["ScoredModel", "all_scores_table", "mean_values", "read_scored_models"]
-
-LEVEL = 0.05
-"""Scores whose difference from the best has a larger adjusted p-value are bold with it."""
 
 RESAMPLES = 200
 """Of the images, for the errors of metrics other than the AUROC."""

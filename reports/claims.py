@@ -1,31 +1,72 @@
-"""The paper's claims, checked on registered runs: each holds, does not, or was not measured.
+"""Published claims, checked on registered runs: each holds, does not, is undecided or not measured.
 
-Numbers are of one model on one family of datasets, averaged over pairs within a seed, then over
-seeds, as in the tables. Glow is the paper's model; of others only what was measured is a claim.
+Numbers are of one model on one family of datasets. Every claim is about differences: two numbers of
+the same seed, subtracted. Their mean over the seeds has a 95 % t interval, mean ± t·s/√n with n − 1
+degrees of freedom. A claim holds where the whole interval is on its side of the bound, does not
+where all of it is on the other side, and is undecided where the interval covers the bound.
+Differences on average are, as in the tables, of the mean over pairs within a seed. Glow is the
+paper's model; of others only what was measured is a claim.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
+from scipy.stats import t
 
+from oodflow.evaluation.metrics import mean_std
 from oodflow.tracking.registry import Registry, is_plain
 from oodflow.tracking.run_info import RunInfo
 from reports.all_scores import NAMES
 from reports.collect import auroc_frame, fourier_frame, scores_frame
-from reports.document import Claim
+from reports.document import (
+    DOES_NOT_HOLD,
+    HOLDS,
+    IN_ONE_SEED,
+    NOT_MEASURED,
+    UNDECIDED,
+    Claim,
+)
 from reports.layouts import LOSS_NAMES, SCORE_NAMES
 
-__all__ = ["check_claims"]
+__all__ = ["OF_THE_FIELD", "OF_THE_PAPER", "check_claims", "t_interval"]
+
+OF_THE_PAPER, OF_THE_FIELD = "Claims of the paper", "Rankings of the field"
 
 PAPER_MODEL = "glow"
 
 FOURIER_MARGIN = 0.5
 """By how much the amplitude donors' correlation must exceed the phase donors' (S3: > 0.75)."""
 
+CONFIDENCE = 0.95
+
+Key = str | tuple[str, str]
+
+Differences = Mapping[str, Sequence[float]]
+"""Place → differences, one a seed."""
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of a mean, mean ± t·s/√n; of a single value, that value twice.
+
+    >>> [round(end, 3) for end in t_interval([1.0, 2.0, 3.0])]
+    [-0.484, 4.484]
+    """
+    mean, std = mean_std(values)
+    count = len(values)
+    reach = 0.0
+    if count > 1:
+        reach = float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * std / math.sqrt(count)
+    return mean - reach, mean + reach
+
 
 def check_claims(registry: Registry) -> tuple[Claim, ...]:
-    """All claims for each family of datasets and each model that has in-distribution runs of it."""
+    """All claims for each family of datasets and each model that has in-distribution runs of it.
+
+    Those of the paper come first, then the rankings that others published.
+    """
     found: list[Claim] = []
+    field: list[Claim] = []
     for family in registry.families:
         for model in dict.fromkeys((PAPER_MODEL, *_densities(registry, family))):
             frame = auroc_frame(registry, model, family)
@@ -41,9 +82,10 @@ def check_claims(registry: Registry) -> tuple[Claim, ...]:
             ]
             if model == PAPER_MODEL:
                 claims.insert(0, _fourier(fourier_frame(registry, family), family))
-                claims += _of_the_field(registry, family)
-            found += [each for each in claims if model == PAPER_MODEL or each.holds is not None]
-    return tuple(found)
+                field += _of_the_field(registry, family)
+            measured = (each for each in claims if each.verdict != NOT_MEASURED)
+            found += claims if model == PAPER_MODEL else measured
+    return (*found, *field)
 
 
 def _densities(registry: Registry, family: str) -> list[str]:
@@ -60,17 +102,33 @@ def _densities(registry: Registry, family: str) -> list[str]:
 def _fourier(frame: pd.DataFrame, family: str) -> Claim:
     """S3: low-level features, which amplitudes carry, dominate the likelihood."""
     text = (
-        f"Likelihoods of Fourier-mixed images follow the amplitudes: correlation with the "
+        f"Likelihoods of Fourier-mixed images follow the amplitudes: the correlation with the "
         f"amplitude donors exceeds that with the phase donors by {FOURIER_MARGIN} ({family})"
     )
-    means = frame.pivot_table("correlation", ["dataset", "images"], "donor")
-    if means.empty:
-        return Claim(text, None, "")
-    gaps = {
-        f"{model} on {images}": row["amplitude"] - row["phase"]
-        for (model, images), row in _places(means)
-    }
-    return _all_above(text, gaps, FOURIER_MARGIN, "+.2f", 1)
+    sides = _sides(frame, ["dataset", "images"], "donor", "correlation", ("amplitude", "phase"))
+    gaps = {f"{model} on {images}": values for (model, images), values in _by_place(sides)}
+    return _judge(text, gaps, FOURIER_MARGIN, "+.2f", 1)
+
+
+def _sides(
+    frame: pd.DataFrame, place: list[str], key: str | list[str], value: str, both: Iterable[Key]
+) -> list[pd.DataFrame]:
+    """The numbers of two values of ``key``, each with a row a place and a column a seed.
+
+    NaN stands for a gap; nothing is returned where one of the two has no number at all.
+    """
+    wide = frame.pivot_table(value, [*place, "seed"], key)
+    return [wide[each].unstack("seed") for each in both] if {*both} <= {*wide} else []
+
+
+def _by_place(sides: list[pd.DataFrame]) -> Iterable[tuple[tuple[str, str], list[float]]]:
+    """Each pair of names, and first − second of the seeds that have both."""
+    if not sides:
+        return
+    first, second = sides
+    for place, row in (first - second).iterrows():
+        if values := row.dropna().tolist():
+            yield place, values
 
 
 def _simpler(frame: pd.DataFrame, bits: Mapping[str, float], where: str) -> Claim:
@@ -79,19 +137,19 @@ def _simpler(frame: pd.DataFrame, bits: Mapping[str, float], where: str) -> Clai
         "Against simpler outliers (fewer bits under the general model) the ratio is above the "
         f"raw likelihood ({where})"
     )
-    means = frame[frame["outlier_loss"] == "none"].pivot_table("auroc", ["dataset", "ood"], "score")
-    if not {"raw", "diff"} <= set(means):
-        return Claim(text, None, "")
-    gaps = {
-        f"{dataset} against {ood}": row["diff"] - row["raw"]
-        for (dataset, ood), row in _places(means)
-        if bits.get(ood, float("nan")) < bits.get(dataset, float("nan"))
+    plain = frame[frame["outlier_loss"] == "none"]
+    return _judge(text, _against_simpler(plain, bits, "diff", "raw"), 0.0, "+.2f", 100)
+
+
+def _against_simpler(
+    frame: pd.DataFrame, bits: Mapping[str, float], first: str, second: str
+) -> Differences:
+    sides = _sides(frame, ["dataset", "ood"], "score", "auroc", (first, second))
+    return {
+        f"{dataset} against {ood}": values
+        for (dataset, ood), values in _by_place(sides)
+        if bits.get(ood, math.nan) < bits.get(dataset, math.nan)
     }
-    return _all_above(text, gaps, 0.0, "+.1f", 100)
-
-
-def _places(means: pd.DataFrame) -> Iterable[tuple[tuple[str, str], Mapping[str, float]]]:
-    return means.to_dict("index").items()  # type: ignore[return-value]
 
 
 def _general_bits(registry: Registry, model: str, family: str) -> dict[str, float]:
@@ -112,9 +170,7 @@ def _general_bits(registry: Registry, model: str, family: str) -> dict[str, floa
 
 def _loss(frame: pd.DataFrame, score: str, where: str) -> Claim:
     text = f"The binary outlier loss improves {SCORE_NAMES[score]} on average ({where})"
-    return _compare(
-        text, _mean(frame, "binary", score), _mean(frame, "none", score), ("binary", "none"), False
-    )
+    return _on_average(text, frame, {"binary": ("binary", score), "none": ("none", score)})
 
 
 def _outlier_general(frame: pd.DataFrame, loss: str, where: str) -> Claim:
@@ -122,10 +178,8 @@ def _outlier_general(frame: pd.DataFrame, loss: str, where: str) -> Claim:
         f"{SCORE_NAMES['diff_outlier']} is at least {SCORE_NAMES['diff']} on average, "
         f"{LOSS_NAMES[loss].lower()} ({where})"
     )
-    names = (SCORE_NAMES["diff_outlier"], SCORE_NAMES["diff"])
-    return _compare(
-        text, _mean(frame, loss, "diff_outlier"), _mean(frame, loss, "diff"), names, True
-    )
+    both = {SCORE_NAMES[score]: (loss, score) for score in ("diff_outlier", "diff")}
+    return _on_average(text, frame, both, equal=True)
 
 
 def _finetuning(registry: Registry, model: str, family: str, where: str) -> Iterable[Claim]:
@@ -140,7 +194,7 @@ def _finetuning(registry: Registry, model: str, family: str, where: str) -> Iter
             starts[tags["init"]][tags["dataset"], tags["seed"], steps] = run
     pairs = [
         (starts["general"][key], starts["scratch"][key])
-        for key in starts["general"].keys() & starts["scratch"].keys()
+        for key in sorted(starts["general"].keys() & starts["scratch"].keys())
     ]
     for metric, what, sign in (("bpd/", "bits per dimension", -1), ("auroc/mean/diff", "Diff", 1)):
         text = (
@@ -154,9 +208,8 @@ def _finetuning(registry: Registry, model: str, family: str, where: str) -> Iter
             if name in tuned.metrics and name in scratch.metrics:
                 gap = sign * (tuned.metrics[name] - scratch.metrics[name])
                 gaps.setdefault(dataset, []).append(gap)
-        means = {dataset: sum(values) / len(values) for dataset, values in sorted(gaps.items())}
-        scale, digits = (100, "+.1f") if metric.startswith("auroc") else (1, "+.3f")
-        yield _all_above(text, means, 0.0, digits, scale, equal=True)
+        scale, digits = (100, "+.2f") if metric.startswith("auroc") else (1, "+.3f")
+        yield _judge(text, gaps, 0.0, digits, scale, equal=True)
 
 
 FIELD = (
@@ -174,58 +227,101 @@ FIELD = (
 def _of_the_field(registry: Registry, family: str) -> Iterable[Claim]:
     """Whether rankings of scores that others published hold for these models."""
     frame = scores_frame(registry, family)
-    means = frame.pivot_table("auroc", ["dataset", "ood"], "score")
+    if frame.empty:
+        return
     bits = _general_bits(registry, PAPER_MODEL, family)
     for better, worse, source, simpler in FIELD:
         first, second = NAMES[better], NAMES[worse]
         if simpler:
             text = f"Against outliers of fewer bits {first} is above {second} ({source}; {family})"
-            gaps = {
-                f"{dataset} against {ood}": row[better] - row[worse]
-                for (dataset, ood), row in _places(means)
-                if {better, worse} <= set(means)
-                and bits.get(ood, float("nan")) < bits.get(dataset, float("nan"))
-            }
-            yield _all_above(text, gaps, 0.0, "+.1f", 100)
+            gaps = _against_simpler(frame, bits, better, worse)
+            yield _judge(text, gaps, 0.0, "+.2f", 100, heading=OF_THE_FIELD)
         else:
             text = f"{first} is above {second} on average ({source}; {family})"
-            above, below = (_mean(frame, "none", score) for score in (better, worse))
-            yield _compare(text, above, below, (first, second), False)
+            both = {first: ("none", better), second: ("none", worse)}
+            yield _on_average(text, frame, both, heading=OF_THE_FIELD)
 
 
-def _mean(frame: pd.DataFrame, loss: str, score: str) -> float | None:
-    """Mean over seeds of the mean over datasets of the mean over their outlier datasets."""
-    chosen = frame[(frame["outlier_loss"] == loss) & (frame["score"] == score)]
-    if chosen.empty:
-        return None
-    per_dataset = chosen.groupby(["seed", "dataset"])["auroc"].mean()
-    return float(per_dataset.groupby("seed").mean().mean())
-
-
-def _compare(
-    text: str, first: float | None, second: float | None, names: Sequence[str], equal: bool
-) -> Claim:
-    if first is None or second is None:
-        return Claim(text, None, "")
-    holds = first >= second if equal else first > second
-    return Claim(text, holds, f"{names[0]} {100 * first:.1f}, {names[1]} {100 * second:.1f}")
-
-
-def _all_above(
+def _on_average(
     text: str,
-    gaps: dict[str, float],
-    margin: float,
+    frame: pd.DataFrame,
+    both: Mapping[str, tuple[str, str]],
+    *,
+    equal: bool = False,
+    heading: str = OF_THE_PAPER,
+) -> Claim:
+    """Whether the first of two is above the second in the mean over pairs of datasets.
+
+    ``both`` maps two names to outlier loss and score. The mean is over outlier datasets, then over
+    in-distribution datasets, within each seed that has both numbers of every pair.
+    """
+    place = ["dataset", "ood"]
+    sides = _sides(frame, place, ["outlier_loss", "score"], "auroc", both.values())
+    means: list[list[float]] = []
+    if sides:
+        there = [side.notna() for side in sides]
+        pairs = there[0].any(axis="columns") & there[1].any(axis="columns")
+        seeds = (there[0] & there[1])[pairs].all()
+        seeds = seeds[seeds].index
+        means = [side.loc[pairs, seeds].groupby("dataset").mean().mean().tolist() for side in sides]
+    gaps = {"": [first - second for first, second in zip(*means, strict=True)]} if means else {}
+    shown = (
+        f"{name} {100 * sum(of) / len(of):.1f}"
+        for name, of in zip(both, means, strict=bool(means))
+        if of
+    )
+    return _judge(text, gaps, 0.0, "+.2f", 100, equal=equal, heading=heading,
+                  numbers=", ".join(shown))  # fmt: skip
+
+
+def _judge(
+    text: str,
+    gaps: Differences,
+    bound: float,
     digits: str,
     scale: float,
+    *,
     equal: bool = False,
+    heading: str = OF_THE_PAPER,
+    numbers: str = "",
 ) -> Claim:
-    """Whether every gap exceeds the margin; the detail names each, those that do not first."""
-    if not gaps:
-        return Claim(text, None, "")
-    failed = {name for name, gap in gaps.items() if not (gap >= margin if equal else gap > margin)}
-    ordered = sorted(gaps, key=lambda name: name not in failed)
-    detail = ", ".join(f"{name} {scale * gaps[name]:{digits}}" for name in ordered)
-    detail = detail.replace(" -", " −")
-    return Claim(
-        text, not failed, f"not in {len(failed)} of {len(gaps)}: {detail}" if failed else detail
-    )
+    """Whether the differences exceed the bound in every place; the detail names each.
+
+    ``equal`` means that the bound itself is enough.
+    """
+    found: dict[str, list[str]] = {DOES_NOT_HOLD: [], UNDECIDED: [], HOLDS: []}
+    single = {verdict: False for verdict in found}
+    for name, values in gaps.items():
+        if not values:
+            continue
+        # Rounded: 0.9 + 0.5 − 0.8 − 0.6 is not 0.
+        low, high = (round(end, 12) for end in t_interval(values))
+        if low > bound or (equal and low == bound):
+            verdict = HOLDS
+        elif high < bound or (not equal and high == bound):
+            verdict = DOES_NOT_HOLD
+        else:
+            verdict = UNDECIDED
+        mean, *ends = (
+            f"{scale * number + 0.0:{digits}}".replace("-", "−")
+            for number in (sum(values) / len(values), low, high)
+        )
+        spread = f"[{ends[0]}, {ends[1]}] (n = {len(values)})"
+        alone = len(values) == 1
+        single[verdict] |= alone
+        shown = "(one seed, no interval)" if alone else spread
+        found[verdict].append(f"{name} {mean} {shown}".strip())
+    found = {verdict: places for verdict, places in found.items() if places}
+    if not found:
+        return Claim(text, NOT_MEASURED, "", heading)
+    # One place where it fails is enough, and all are needed where it holds.
+    verdict = next(iter(found))
+    count = sum(map(len, found.values()))
+    parts = [", ".join(places) for places in found.values()]
+    if len(found) > 1:
+        parts = [
+            f"{each} in {len(places)} of {count}: {part}"
+            for (each, places), part in zip(found.items(), parts, strict=True)
+        ]
+    detail = "; ".join([*parts, *filter(None, [numbers])])
+    return Claim(text, verdict + IN_ONE_SEED * single[verdict], detail, heading)

@@ -1,6 +1,7 @@
 """``oodflow report``: tables, figures and claims of everything that is registered."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -11,12 +12,19 @@ from oodflow.errors import UserError
 from oodflow.options import ReportOptions
 from oodflow.tracking import runs
 from oodflow.tracking.registry import Registry, read_registry
-from oodflow.tracking.run_info import RunInfo
+from oodflow.tracking.run_info import RunInfo, sqlite_file
 from oodflow.tracking.store import Store, open_store
+from reports.about import GLOSSARY, PUBLICATION, what_was_run
 from reports.all_scores import read_scored_models
 from reports.claims import check_claims
 from reports.contents import all_tables, score_tables
-from reports.document import Document, Picture, RunLink, to_markdown_document
+from reports.document import (
+    Document,
+    Picture,
+    RunLink,
+    to_latex_document,
+    to_markdown_document,
+)
 from reports.drawings import draw_all, rank_drawings
 from reports.missing import missing_commands
 from reports.overview import save_both
@@ -45,7 +53,7 @@ def command(chosen: ReportOptions) -> None:
 
 
 def write_report(store: Store, chosen: ReportOptions, project_run: str = "") -> RunInfo:
-    """The report in a folder and as a run: ``report.html`` and ``report.md``, tables, figures.
+    """The report in a folder and as a run: ``report.html``, ``.md`` and ``.tex``, with its parts.
 
     ``tables/`` has Markdown, LaTeX and CSV, ``figures/`` PNG and PDF, ``provenance.json`` says for
     every cell where it is from.
@@ -92,8 +100,8 @@ def _document(store: Store, registry: Registry, chosen: ReportOptions, out: Path
     notes = [f"{len(registry.training)} registered training runs", *registry.notes]
     if chosen.bootstrap:
         notes.append(
-            "in brackets behind an AUROC its 95 % bootstrap interval over the test images, "
-            f"{chosen.bootstrap} resamples"
+            "in brackets after an AUROC is its 95 % bootstrap interval over the test images "
+            f"({chosen.bootstrap} resamples)"
         )
         with console.progress("bootstrap", 0) as advance:
             refine = replicates_of(store, registry, chosen.bootstrap, advance)
@@ -115,6 +123,7 @@ def _document(store: Store, registry: Registry, chosen: ReportOptions, out: Path
                     drawing.caption,
                     png.read_bytes(),
                     drawing.run_ids,
+                    drawing.family,
                 )
             )
             advance(number)
@@ -127,8 +136,18 @@ def _document(store: Store, registry: Registry, chosen: ReportOptions, out: Path
         tables=tables,
         pictures=tuple(pictures),
         runs={run_id: _link(store, known.get(run_id), run_id) for run_id in dict.fromkeys(behind)},
-        links_need=store.ui_command,
+        paper=PUBLICATION,
+        ran=what_was_run(registry),
+        glossary=GLOSSARY,
+        links_need=_ui_command(store),
     )
+
+
+def _ui_command(store: Store) -> str:
+    """The command that starts the MLflow UI; of an SQLite store, the one for its own folder."""
+    file = sqlite_file(store.uri)
+    here = f"sqlite:///{file.name}" if file else store.uri
+    return store.ui_command.replace(shlex.quote(store.uri), shlex.quote(here))
 
 
 def _by_id(registry: Registry) -> dict[str, RunInfo]:
@@ -153,6 +172,7 @@ def _write(document: Document, registry: Registry, out: Path) -> None:
         for extension, render in FORMATS.items():
             (out / "tables" / f"{name}.{extension}").write_text(render(table))
     (out / "report.md").write_text(to_markdown_document(document))
+    (out / "report.tex").write_text(to_latex_document(document))
     (out / "report.html").write_text(to_html(document))
 
 
@@ -171,10 +191,10 @@ def _show(document: Document) -> None:
     for table in document.tables.values():
         for part in to_rich(table):
             console.show(part)
-    claims = Table("claim of the paper", "in these runs", "numbers")
-    for claim in document.claims:
-        claims.add_row(Text(claim.text), claim.verdict, Text(claim.detail))
-    if document.claims:
-        console.show(claims)
+    for heading, _, claims in document.headings:
+        shown = Table("claim", "verdict", "difference", title=heading, title_justify="left")
+        for claim in claims:
+            shown.add_row(Text(claim.text), claim.verdict, Text(claim.detail))
+        console.show(shown)
     for note in document.notes:
         console.say(note)

@@ -17,17 +17,19 @@ from reports.collect import (
     fourier_frame,
 )
 from reports.layouts import (
+    MEAN,
     METRIC_NAMES,
+    SCORE_NAMES,
     bpd_table,
     comparison_table,
     correlation_table,
     detection_table,
     folds_table,
     fourier_table,
-    loss_table,
 )
 from reports.published import PAPER, beside
-from reports.tables import METRICS, Table
+from reports.render import number_text
+from reports.tables import METRICS, Cell, Table
 
 __all__ = ["all_tables", "score_tables"]
 
@@ -59,12 +61,12 @@ def all_tables(
                     continue
                 shown = beside(table, paper) if paper else table
                 name = f"{kind}-{family}" + (f"-{model}" if model != "glow" else "")
-                tables[name] = replace(shown, title=f"{table.title} ({family})")
+                tables[name] = _of_family(shown, family)
         if family not in {of_run for of_run, _ in present}:
             continue
         for kind, table in _across_models(registry, family, refine, metric).items():
             if table.rows:
-                tables[f"{kind}-{family}"] = replace(table, title=f"{table.title} ({family})")
+                tables[f"{kind}-{family}"] = _of_family(table, family)
     return tables
 
 
@@ -86,9 +88,40 @@ def score_tables(
             kind = "all-scores" + (f"-{each.replace('_', '-')}" if each != "auroc" else "")
             name = f"{kind}-{family}" + (f"-{model}" if model != "glow" else "")
             of_model = "" if model == "glow" else f" of {model}"
-            tables[name] = replace(table, title=f"{table.title}{of_model} ({family})")
+            tables[name] = _of_family(replace(table, title=f"{table.title}{of_model}"), family)
             on_progress(len(tables))
     return tables
+
+
+def _of_family(table: Table, family: str) -> Table:
+    return replace(table, title=f"{table.title} ({family})", family=family)
+
+
+def _with_failures(table: Table) -> Table:
+    """The table with a sentence on the pairs where the ratio is worse than the raw likelihood."""
+    raw, diff = SCORE_NAMES["raw"], SCORE_NAMES["diff"]
+    better = 1 if table.measure.higher_is_better else -1
+    failed = []
+    for group in dict.fromkeys(group for group, _ in table.columns):
+        if not {(group, raw), (group, diff)} <= {*table.columns}:
+            continue
+        places = [table.columns.index((group, name)) for name in (diff, raw)]
+        for row in table.rows:
+            ratio, plain = (row.cells[place] for place in places)
+            if (
+                isinstance(ratio, Cell)
+                and isinstance(plain, Cell)
+                and row.labels[-1] != MEAN
+                and better * (ratio.mean - plain.mean) < 0
+            ):
+                numbers = (number_text(cell.mean, table.measure) for cell in (ratio, plain))
+                failed.append(
+                    f"{' against '.join(row.labels)} ({group.lower()}: {' and '.join(numbers)})"
+                )
+    if not failed:
+        return table
+    verb = "below" if better > 0 else "above"
+    return replace(table, caption=f"{table.caption} {diff} is {verb} {raw} on {', '.join(failed)}.")
 
 
 def _by_metric(table: Table, metric: str) -> Table:
@@ -110,10 +143,7 @@ def _of_model(
         "further": _by_metric(detection_table(further, title, means=False), metric),
         "bpd": bpd_table(bpd_frame(registry, model, family), title),
     }
-    # One loss alone is a part of the table before.
-    if frame["outlier_loss"].nunique() > 1:
-        tables["losses"] = _by_metric(loss_table(frame, title), metric)
-    return tables
+    return {kind: _with_failures(table) for kind, table in tables.items()}
 
 
 def _across_models(

@@ -1,29 +1,75 @@
-"""A report as a value: its tables, figures, claims and notes, before it is written down."""
+"""A report as a value: its tables, figures, claims and notes, and its two forms of plain text.
 
-from collections.abc import Mapping
+HTML (:mod:`reports.page`), Markdown and LaTeX show the same words and numbers of it.
+"""
+
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 
-from reports.render import markdown_text, to_markdown
+from reports.render import latex_text, markdown_text, to_markdown
 from reports.tables import Table
 
-__all__ = ["Claim", "Document", "Picture", "RunLink", "to_markdown_document"]
+__all__ = [
+    "DOES_NOT_HOLD",
+    "HOLDS",
+    "IN_ONE_SEED",
+    "NOT_MEASURED",
+    "UNDECIDED",
+    "Claim",
+    "Document",
+    "FamilyPart",
+    "Listing",
+    "Picture",
+    "RunLink",
+    "to_latex_document",
+    "to_markdown_document",
+]
 
-VERDICTS = {True: "holds", False: "does not hold", None: "not measured"}
+HOLDS, DOES_NOT_HOLD, UNDECIDED = "holds", "does not hold", "undecided"
+NOT_MEASURED = "not measured"
+"""No registered run measures it."""
+IN_ONE_SEED = " in one seed"
+"""After a verdict without an interval."""
+
+HOW_CLAIMS_ARE_JUDGED = (
+    "Numbers are differences of paired runs, the first named minus the second within each seed, "
+    "AUROCs in %. In brackets is the 95 % t interval of their mean over n seeds. A claim holds "
+    "where the interval is above its bound, and is undecided where the interval covers the bound. "
+    "With one seed there is no interval, and the difference alone decides. A claim about several "
+    "pairs of datasets holds if it holds in each; the intervals are not corrected for their number."
+)
+
+LATER_CLAIMS = (
+    "Judged as above. WAIC is one number of all seeds: intervals of its differences have the "
+    "spread of the other score alone."
+)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of the paper, whether the runs bear it out, and the numbers that say so."""
+    """A published statement, whether the runs bear it out, and the numbers that say so."""
 
     text: str
-    holds: bool | None
-    """None where no registered run measures it."""
+    verdict: str
     detail: str
-    """The numbers, and where it does not hold the places."""
+    """Differences with intervals, and where there are several those first that do not hold."""
+    heading: str = ""
 
     @property
-    def verdict(self) -> str:
-        return VERDICTS[self.holds]
+    def kind(self) -> str:
+        """The verdict alone."""
+        return self.verdict.removesuffix(IN_ONE_SEED)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A table of words: a line for each thing that is described."""
+
+    title: str
+    caption: str
+    header: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -36,6 +82,8 @@ class Picture:
     png: bytes = field(repr=False)
     run_ids: tuple[str, ...] = ()
     """The runs that it is drawn from."""
+    family: str = ""
+    """Family of datasets."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +95,20 @@ class RunLink:
 
 
 @dataclass(frozen=True)
+class FamilyPart:
+    """The part of a report about one family of datasets."""
+
+    title: str
+    tables: Mapping[str, Table]
+    pictures: tuple[Picture, ...]
+
+    @property
+    def entries(self) -> tuple[Table | Picture, ...]:
+        """Its tables and then its figures."""
+        return (*self.tables.values(), *self.pictures)
+
+
+@dataclass(frozen=True)
 class Document:
     """Everything that a report shows, in its order."""
 
@@ -54,32 +116,131 @@ class Document:
     notes: tuple[str, ...]
     """Lines about what was counted and what was left out."""
     claims: tuple[Claim, ...]
+    """Those under one heading stand together."""
     tables: Mapping[str, Table]
     """File name without its ending → table."""
     pictures: tuple[Picture, ...]
     runs: Mapping[str, RunLink]
     """Run id → the run, of all that stand behind a cell or picture."""
+    paper: tuple[str, str] = ("", "")
+    """The paper that the claims are of, and its address."""
+    ran: tuple[Listing, ...] = ()
+    """What was run."""
+    glossary: Mapping[str, str] = field(default_factory=dict)
     links_need: str = ""
     """What has to run for the links to open; for the page alone, as it is of this machine."""
 
+    @property
+    def headings(self) -> Iterator[tuple[str, str, list[Claim]]]:
+        """Of the claims under each heading: the heading, how they are judged, and they."""
+        how = HOW_CLAIMS_ARE_JUDGED
+        for heading, claims in groupby(self.claims, lambda claim: claim.heading):
+            yield heading or "Claims", how, list(claims)
+            how = LATER_CLAIMS
+
+    @property
+    def families(self) -> Iterator[FamilyPart]:
+        """The tables and figures by their families of datasets."""
+        of_tables = [table.family for table in self.tables.values()]
+        for family in dict.fromkeys([*of_tables, *(each.family for each in self.pictures)]):
+            tables = {name: table for name, table in self.tables.items() if table.family == family}
+            pictures = tuple(each for each in self.pictures if each.family == family)
+            yield FamilyPart(f"{family} datasets" if family else "Results", tables, pictures)
+
 
 def to_markdown_document(document: Document) -> str:
-    """``report.md``: notes, claims, tables, and the figures as links to ``figures/``."""
+    """``report.md``: the report with its figures as links to ``figures/``."""
+    paper, address = document.paper
     parts = [f"# {markdown_text(document.title)}\n"]
+    if paper:
+        parts.append(f"[{markdown_text(paper)}]({address})\n")
     if document.notes:
         parts.append("\n".join(f"- {markdown_text(note)}" for note in document.notes) + "\n")
-    if document.claims:
-        lines = [
-            f"| {markdown_text(claim.text)} | {claim.verdict} | {markdown_text(claim.detail)} |"
-            for claim in document.claims
-        ]
-        head = "| Claim of the paper | in these runs | numbers |\n| --- | --- | --- |"
-        parts.append("### Claims\n\n" + "\n".join([head, *lines]) + "\n")
-    parts += [to_markdown(table) for table in document.tables.values()]
-    for picture in document.pictures:
-        title = markdown_text(picture.title)
+    for heading, how, claims in document.headings:
+        parts.append(f"## {markdown_text(heading)}\n\n{markdown_text(how)}\n")
+        head = "| claim | verdict | difference |\n| --- | --- | --- |"
         parts.append(
-            f"### {title}\n\n![{title}](figures/{picture.name}.png)\n\n"
-            f"{markdown_text(picture.caption)}\n"
+            "\n".join([head, *(_line(c.text, c.verdict, c.detail) for c in claims)]) + "\n"
         )
+    if document.glossary:
+        terms = (f"- **{markdown_text(term)}**: {markdown_text(text)}" for term, text in
+                 document.glossary.items())  # fmt: skip
+        parts.append("## Glossary\n\n" + "\n".join(terms) + "\n")
+    for family in document.families:
+        parts.append(f"## {markdown_text(family.title)}\n")
+        parts += [to_markdown(table) for table in family.tables.values()]
+        for picture in family.pictures:
+            title = markdown_text(picture.title)
+            parts.append(
+                f"### {title}\n\n![{title}](figures/{picture.name}.png)\n\n"
+                f"{markdown_text(picture.caption)}\n"
+            )
+    if document.ran:
+        parts.append("## What was run\n")
+    for listing in document.ran:
+        rule = "| " + " | ".join("---" for _ in listing.header) + " |"
+        lines = [_line(*listing.header), rule, *(_line(*line) for line in listing.lines)]
+        parts.append(f"### {markdown_text(listing.title)}\n\n{markdown_text(listing.caption)}\n")
+        parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def _line(*texts: str) -> str:
+    return f"| {' | '.join(map(markdown_text, texts))} |"
+
+
+def to_latex_document(document: Document) -> str:
+    r"""``report.tex``: the report with its tables and figures from ``tables/`` and ``figures/``.
+
+    It needs the packages booktabs, geometry, graphicx and hyperref.
+    """
+    paper, address = document.paper
+    parts = [
+        r"\documentclass{article}",
+        r"\usepackage{booktabs,graphicx}",
+        r"\usepackage[margin=2cm]{geometry}",
+        r"\usepackage[hidelinks]{hyperref}",
+        rf"\title{{{latex_text(document.title)}}}",
+        r"\date{}",
+        r"\begin{document}",
+        r"\maketitle",
+    ]
+    if paper:
+        parts.append(rf"\noindent\href{{{address}}}{{{latex_text(paper)}}}")
+    parts += _items("itemize", [("", note) for note in document.notes])
+    for heading, how, claims in document.headings:
+        parts += [rf"\section{{{latex_text(heading)}}}", latex_text(how)]
+        parts += _items("description", [(c.verdict, f"{c.text}. {c.detail}") for c in claims])
+    if document.glossary:
+        parts.append(r"\section{Glossary}")
+        parts += _items("description", list(document.glossary.items()))
+    for family in document.families:
+        parts.append(rf"\section{{{latex_text(family.title)}}}")
+        parts += [rf"\input{{tables/{name}}}" for name in family.tables] + [r"\clearpage"]
+        for picture in family.pictures:
+            parts += [
+                rf"\subsection*{{{latex_text(picture.title)}}}",
+                rf"\noindent\includegraphics[width=\linewidth]{{figures/{picture.name}.pdf}}",
+                rf"\par\noindent {latex_text(picture.caption)}",
+            ]
+    if document.ran:
+        parts.append(r"\section{What was run}")
+    for listing in document.ran:
+        parts += [rf"\subsection*{{{latex_text(listing.title)}}}", latex_text(listing.caption)]
+        parts += _items("description", [
+            (first, "; ".join(f"{name}: {text}" for name, text in
+                              zip(listing.header[1:], rest, strict=True)))
+            for first, *rest in listing.lines
+        ])  # fmt: skip
+    return "\n".join([*parts, r"\end{document}"]) + "\n"
+
+
+def _items(kind: str, items: list[tuple[str, str]]) -> list[str]:
+    """A LaTeX list, nothing without items; the braces guard what \\item would take for its own."""
+    if not items:
+        return []
+    lines = [
+        rf"\item{f'[{{{latex_text(term)}}}]' if term else ''} {{}}{latex_text(text)}"
+        for term, text in items
+    ]
+    return [rf"\begin{{{kind}}}", *lines, rf"\end{{{kind}}}"]

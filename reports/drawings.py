@@ -44,13 +44,14 @@ EXTREME_ROWS = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with its file name, words, and the runs that it is from."""
+    """A figure with its file name, words, the runs that it is from, and its family of datasets."""
 
     name: str
     title: str
     caption: str
     figure: Figure
     run_ids: tuple[str, ...]
+    family: str
 
 
 def draw_all(store: Store, registry: Registry) -> Iterator[Drawing]:
@@ -83,11 +84,12 @@ def rank_drawings(scored: Sequence[ScoredModel]) -> Iterator[Drawing]:
             f"score-ranks-{suffix}",
             f"Mean ranks of all scores: {model} ({family})",
             f"Over {len(values)} pairs of datasets by the mean AUROC over seeds, 1 is the best. "
-            "Scores that a bar joins differ by less than Nemenyi's critical difference at 5 %; "
-            f"that all are equal has p = {friedman(values):.2g} by Friedman's test. Pairs that "
-            "share a dataset are not independent, so take both as a rough guide.",
+            "A bar joins scores that differ by less than Nemenyi’s critical difference at 5 %. "
+            f"Friedman’s test that all are equal has p = {friedman(values):.2g}. Pairs that share "
+            "a dataset are not independent, so take both as a rough guide.",
             rank_figure(ranks, critical_difference(len(scores), len(values))),
             tuple(run.run_id for one in members for run in one.analyses),
+            family,
         )
 
 
@@ -111,9 +113,10 @@ def _effects(store: Store, registry: Registry) -> Iterator[Drawing]:
             yield Drawing(
                 f"effect-{suffix}",
                 f"Raw likelihood and likelihood ratio: {dataset}, {model}",
-                "Densities over the test folds; higher means more in-distribution.",
+                f"Densities over the test folds; higher means more in-distribution. {_effect(run)}",
                 effect_figure(dataset, own, scores, shape),
                 ids,
+                run.tags["family"],
             )
             points = {
                 name: (clip_non_finite(contrast["log_prob"].to_numpy()), raw["raw"])
@@ -124,7 +127,8 @@ def _effects(store: Store, registry: Registry) -> Iterator[Drawing]:
             yield Drawing(
                 f"scatter-{suffix}",
                 f"General against in-distribution likelihood: {dataset}, {model}",
-                "Each dot is a test image; the likelihoods of the two models rank images alike.",
+                "Each dot is a test image. ρ is Spearman’s correlation of the two likelihoods: "
+                f"near 1, the two models rank the images alike. Seed {seed_of(run)}.",
                 scatter_figure(
                     points,
                     shape,
@@ -133,7 +137,21 @@ def _effects(store: Store, registry: Registry) -> Iterator[Drawing]:
                     title=f"{model}, {dataset}",
                 ),
                 ids,
+                run.tags["family"],
             )
+
+
+def _effect(run: RunInfo) -> str:
+    """The AUROCs of a figure's run; where the ratio is the worse one, it is said."""
+    parts = []
+    for name, raw in run.metrics.items():
+        kind, _, place = name.partition("/")
+        ood, _, score = place.rpartition("/")
+        ratio = run.metrics.get(f"auroc/{ood}/diff")
+        if (kind, score) == ("auroc", "raw") and ood != "mean" and ratio is not None:
+            worse = ", so the ratio is below the raw likelihood" if ratio < raw else ""
+            parts.append(f"{ood} {100 * raw:.1f} and {100 * ratio:.1f}{worse}")
+    return f"AUROC in % of raw likelihood and ratio: {'; '.join(parts)}. Seed {seed_of(run)}."
 
 
 def _tables(
@@ -165,11 +183,28 @@ def _fourier(store: Store, registry: Registry) -> Iterator[Drawing]:
             yield Drawing(
                 f"s1-fourier-{family}",
                 f"S1: Fourier mix ({family})",
-                "Amplitudes of one image with the phases of another: what the image shows comes "
-                "from the phases, its likelihood from the amplitudes.",
+                "Results have the amplitudes of one image and the phases of another. "
+                + _mixed(run),
                 fourier_figure(arrays["amplitude"], arrays["phase"], arrays["mixed"]),
                 (run.run_id,),
+                family,
             )
+
+
+def _mixed(run: RunInfo) -> str:
+    """The correlations that an analysis of Fourier mixes found."""
+    donors = ("amplitude", "phase")
+    numbers = [
+        f"{images} "
+        + " and ".join(f"{run.metrics[f'spearman/{images}/{donor}']:.2f}" for donor in donors)
+        for images in (run.tags["dataset"], "together")
+        if f"spearman/{images}/amplitude" in run.metrics
+    ]
+    return (
+        "Spearman’s correlation of a result’s likelihood with that of the image behind its "
+        f"amplitudes and behind its phases: {'; '.join(numbers).replace(' -', ' −')}. "
+        f"Model of {run.tags['dataset']}, seed {seed_of(run)}."
+    )
 
 
 def _arrays(store: Store, run: RunInfo, path: str) -> Mapping[str, np.ndarray]:
@@ -194,13 +229,18 @@ def _starts(store: Store, registry: Registry, family: str) -> Iterator[Drawing]:
     }
     for name, starts, measure, title in (
         ("s2-auroc", ("scratch", "general"), "auroc", "S2: anomaly detection in training"),
-        ("s3-bpd", ("scratch", "general"), "bpd", "S3: likelihood in training"),
+        (
+            "s3-bpd",
+            ("scratch", "general"),
+            "bpd",
+            "S3: bits per dimension in training",
+        ),
         ("s4-own", ("general", "own"), "auroc", "S4: finetuned from an own model"),
     ):
         reference = "scratch" if "scratch" in starts else ""
         chosen = {start: series[start] for start in starts}
         yield from _curves(
-            store, f"{name}-{family}", f"{title} ({family})", chosen, measure, reference
+            store, family, f"{name}-{family}", f"{title} ({family})", chosen, measure, reference
         )
 
 
@@ -216,7 +256,7 @@ def _losses(store: Store, registry: Registry, family: str) -> Iterator[Drawing]:
     }
     if chosen["margin"] and chosen["binary"]:
         title = f"S6: margin against binary outlier loss ({family})"
-        yield from _curves(store, f"s6-losses-{family}", title, chosen, "auroc", "")
+        yield from _curves(store, family, f"s6-losses-{family}", title, chosen, "auroc", "")
 
 
 def _glows(registry: Registry, family: str) -> Iterator[RunInfo]:
@@ -229,6 +269,7 @@ def _glows(registry: Registry, family: str) -> Iterator[RunInfo]:
 
 def _curves(
     store: Store,
+    family: str,
     name: str,
     title: str,
     series: Mapping[str, list[RunInfo]],
@@ -258,16 +299,18 @@ def _curves(
         "auroc": "AUROC of the ratio in %, mean over outlier datasets",
         "bpd": "bits per dimension",
     }
+    seeds = ", ".join(map(str, sorted({seed_of(run) for _, _, run in drawn})))
     yield Drawing(
         name,
         title,
-        "Thin lines are seeds, thick ones their means"
-        + (", horizontal ones the final mean of training from scratch" if reference else "")
-        + ". On the first images of the test folds, hence not the numbers of the tables.",
+        f"Thin lines are seeds ({seeds}), thick lines their means"
+        + (", horizontal lines the final mean of training from scratch" if reference else "")
+        + ". Measured on the first images of the test folds, so the tables have other numbers.",
         training_curves_figure(
             pd.DataFrame(rows), ylabel=labels[measure], title=title, reference=reference
         ),
         tuple(run.run_id for _, _, run in drawn),
+        family,
     )
 
 
@@ -304,10 +347,11 @@ def _overview(registry: Registry, family: str) -> Iterator[Drawing]:
     yield Drawing(
         f"s5-overview-{family}",
         f"S5: overview, {'binary' if loss == 'binary' else 'no'} outlier loss ({family})",
-        "Markers are means over seeds, bars their standard errors; rows are the in-distribution, "
-        "columns the outlier datasets.",
+        f"Markers are means over the {frame['seed'].nunique()} seeds, bars their standard errors. "
+        "Rows are in-distribution datasets, columns outlier datasets.",
         overview_figure(frame),
         tuple(dict.fromkeys(frame["run_id"])),
+        family,
     )
 
 
@@ -330,7 +374,9 @@ def _extremes(store: Store, registry: Registry) -> Iterator[Drawing]:
             yield Drawing(
                 f"{number}-extremes-{dataset}" + ("" if loss in ("none", "binary") else f"-{loss}"),
                 title,
-                "The highest-scoring images of the general set under each score, the best first.",
+                "The images of the general set with the highest scores, the highest first. Seed "
+                f"{seed_of(run)}.",
                 extremes_figure(rows, title),
                 (run.run_id,),
+                run.tags["family"],
             )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from oodflow.registration import SCORES
 from reports.tables import (
     AUROC_PERCENT,
     BITS_PER_DIMENSION,
@@ -36,7 +37,6 @@ __all__ = [
     "detection_table",
     "folds_table",
     "fourier_table",
-    "loss_table",
 ]
 
 MEAN = "Mean"
@@ -62,6 +62,10 @@ KIND_NAMES = {"general": "General", "scratch": "From scratch", "finetuned": "Fin
 FOLD_NAMES = {"test": "Test fold", "train": "Training fold"}
 
 SPREAD = "In parentheses the standard deviation across seeds, a dash where there is one seed."
+BOLD = (
+    "Bold: a row's best mean, and all that Welch's t-test over the seeds does not tell from it at "
+    "5 %; a mean of one seed is told from any other."
+)
 WITHIN = f"{MEAN} rows average within a seed first."
 CONFIDENCE = 0.95
 
@@ -110,11 +114,12 @@ def detection_table(frame: pd.DataFrame, model: str = "", *, means: bool = True)
     """AUROC in the layout of Table S2: in-distribution × outlier dataset by training and score.
 
     ``frame`` has also dataset, setting, outlier_loss, ood, score and auroc (a fraction). Columns
-    appear in the paper's order, where the frame has a number for them; the single scales have no
-    column. Datasets appear in the order of the frame. After each in-distribution dataset comes
-    the mean over its outlier datasets, and after the last the mean of these means: both are taken
-    within a seed first, then over seeds (S2), and from those seeds only that have a number for each
-    dataset, since others would average something else. Without ``means`` it is Table S3.
+    appear in the paper's order, then those of plug-ins, where the frame has a number for them; our
+    other scores have no column. Datasets appear in the order of the frame. After each
+    in-distribution dataset comes the mean over its outlier datasets, and after the last the mean of
+    these means: both are taken within a seed first, then over seeds (S2), and from those seeds only
+    that have a number for each dataset, since others would average something else. Without
+    ``means`` it is Table S3.
 
     Raises ValueError for missing columns, unknown settings or losses, or two numbers for one place.
     """
@@ -125,40 +130,19 @@ def detection_table(frame: pd.DataFrame, model: str = "", *, means: bool = True)
         key
         for loss in LOSS_NAMES
         for setting in SETTING_NAMES
-        for score in SCORE_NAMES
+        for score in (*SCORE_NAMES, *sorted({score for *_, score in present} - {*SCORE_NAMES}))
         if (key := (loss, setting, score)) in present
     ]
     return Table(
         title=("Anomaly detection performance" if means else "Further outlier datasets")
         + (f" of {model}" if model else ""),
-        caption=f"AUROC in %, test fold against test fold. {SPREAD}{f' {WITHIN}' * means}",
+        caption=f"AUROC in %, test fold against test fold. {SPREAD} {BOLD}{f' {WITHIN}' * means}",
         row_header=("In-dist", "Out-dist"),
         columns=tuple(
-            (LOSS_NAMES[loss] + SETTING_NAMES[setting], SCORE_NAMES[score])
+            (LOSS_NAMES[loss] + SETTING_NAMES[setting], SCORE_NAMES.get(score, score))
             for loss, setting, score in keys
         ),
         rows=_pair_rows(frame, groups, keys, means),
-        measure=AUROC_PERCENT,
-    )
-
-
-def loss_table(frame: pd.DataFrame, model: str = "") -> Table:
-    """AUROC without and with an outlier loss, score by score (S7.5): none, margin, binary.
-
-    The frame of :func:`detection_table`, of which the unsupervised numbers count.
-    """
-    frame = _detections(frame)
-    frame = frame[frame["setting"] == "unsupervised"]
-    present = set(frame["outlier_loss"])
-    losses = [loss for loss in SHORT_LOSS_NAMES if loss in present]
-    scores = [score for score in SCORE_NAMES if score in set(frame["score"])]
-    keys = [(score, loss) for score in scores for loss in losses]
-    return Table(
-        title="Outlier losses" + (f" with {model}" if model else ""),
-        caption=f"AUROC in % by score and by the loss in training. {SPREAD} {WITHIN}",
-        row_header=("In-dist", "Out-dist"),
-        columns=tuple((SCORE_NAMES[score], SHORT_LOSS_NAMES[loss]) for score, loss in keys),
-        rows=_pair_rows(frame, ["score", "outlier_loss"], keys, means=True),
         measure=AUROC_PERCENT,
     )
 
@@ -180,7 +164,7 @@ def comparison_table(frame: pd.DataFrame) -> Table:
         caption=(
             "AUROC in % of the ratio to each general distribution, by the family of the "
             "in-distribution model; none is the raw likelihood, alone is the general "
-            f"distribution's own likelihood. {SPREAD} {WITHIN}"
+            f"distribution's own likelihood. {SPREAD} {BOLD} {WITHIN}"
         ),
         row_header=("In-dist", "Out-dist"),
         columns=tuple((f"In-distribution model: {model}", general) for model, general in keys),
@@ -202,7 +186,8 @@ def folds_table(frame: pd.DataFrame) -> Table:
         title="Test-fold and training-fold inliers",
         caption=(
             "AUROC in % of in-distribution images of either fold against the same outliers; those "
-            f"of the training fold are not comparable with other results (S6). {SPREAD} {WITHIN}"
+            f"of the training fold are not comparable with other results (S6). {SPREAD} {BOLD} "
+            + WITHIN
         ),
         row_header=("In-dist", "Out-dist"),
         columns=tuple((SCORE_NAMES[score], FOLD_NAMES[fold]) for score, fold in keys),
@@ -292,7 +277,7 @@ def bpd_table(frame: pd.DataFrame, model: str = "") -> Table:
         title="Maximum-likelihood performance" + (f" of {model}" if model else ""),
         caption=(
             "Bits per dimension on the test fold, one sample of dequantisation noise an image; "
-            f"lower is better. {SPREAD}"
+            f"lower is better. {SPREAD} {BOLD}"
         ),
         row_header=("In-dist",),
         columns=tuple(("Bits per dimension", KIND_NAMES[kind]) for kind in kinds),
@@ -312,7 +297,8 @@ def _detections(frame: pd.DataFrame) -> pd.DataFrame:
         "auroc",
         {"setting": SETTING_NAMES, "outlier_loss": LOSS_NAMES},
     )
-    return frame[frame["score"].isin(list(SCORE_NAMES))]
+    hidden = {*SCORES.built_in} - {*SCORE_NAMES}
+    return frame[~frame["score"].isin(hidden)]
 
 
 def _pair_rows(

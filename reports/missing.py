@@ -18,7 +18,6 @@ from reports.layouts import (
     MEAN,
     SCORE_NAMES,
     SETTING_NAMES,
-    SHORT_LOSS_NAMES,
 )
 from reports.tables import Cell, Entry, Table
 
@@ -32,8 +31,6 @@ TRAININGS = {
     for loss in LOSS_NAMES
     for setting in SETTING_NAMES
 }
-SCORES = {text: score for score, text in SCORE_NAMES.items()}
-LOSSES = {text: loss for loss, text in SHORT_LOSS_NAMES.items()}
 OWN_OPTIONS = {
     "depth": "model.depth",
     "hidden": "model.hidden",
@@ -167,12 +164,9 @@ def _filling(gap: Gap, registry: Registry) -> Iterator[tuple[int, str]]:
 
 
 def _detection(registry: Registry, gap: Gap, dataset: str) -> Iterator[tuple[int, str]]:
-    if gap.kind == "losses":
-        score, loss, setting = SCORES[gap.group], LOSSES[gap.column], "unsupervised"
-    else:
-        score, (loss, setting) = SCORES[gap.column], TRAININGS[gap.group]
+    loss, setting = TRAININGS[gap.group]
     yield from _general(registry, gap, dataset)
-    if score == "diff_outlier":
+    if gap.column == SCORE_NAMES["diff_outlier"]:
         yield from _training(registry, gap, "finetune", dataset)
         # Only now, so that later commands find it and earlier models are evaluated again.
         general = _general_set(registry, gap, dataset)

@@ -16,7 +16,7 @@ import jinja2
 
 from reports.document import Document, RunLink
 from reports.layouts import MEAN
-from reports.render import cell_numbers, cell_text, printed_rows
+from reports.render import cell_numbers, cell_text, number_text, printed_rows
 from reports.tables import Cell, Difference, Entry, Measure, Published, Row, Table
 
 __all__ = ["to_html"]
@@ -29,11 +29,17 @@ def to_html(document: Document) -> str:
     """
     style = _resource("look.css", "oodflow") + _resource("page.css")
     script = _resource("page.js")
+    anchors = {
+        id(each): f"{kind}-{number}"
+        for kind, group in (("table", document.tables.values()), ("figure", document.pictures))
+        for number, each in enumerate(group, start=1)
+    }
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.globals |= {
         "MEAN": MEAN,
+        "anchor_of": lambda each: anchors[id(each)],
         "begins_group": _begins_group,
         "column_groups": _column_groups,
         "data_uri": _data_uri,
@@ -96,23 +102,32 @@ def _sort_value(cell: Entry | None, measure: Measure) -> str:
 
 
 def _facts(cell: Entry | None, measure: Measure) -> dict[str, str]:
-    """What there is to say of a number, unscaled as in CSV; several metrics a line each.
+    """What there is to say of a number, in the table's unit; several metrics a line each.
 
     >>> from reports.tables import AUROC_PERCENT
     >>> _facts(Difference(Cell((0.5,), ("r",)), Published("75.0", "", "S2")), AUROC_PERCENT)
-    {'ours − paper': '-0.25', 'mean': '0.5', 'seeds': '1', 'paper': '0.750', 'source': 'Table S2'}
+    ... # doctest: +NORMALIZE_WHITESPACE
+    {'ours − paper': '−25.000 %', 'mean': '50.000 %', 'seeds': '1', 'paper': '75.0 %',
+     'source': 'Table S2'}
     """
-    mean, std, count, _ = cell_numbers(cell, measure)
     facts: dict[str, str] = {}
     if isinstance(cell, Difference):
-        facts = {"ours − paper": mean} | _facts(cell.ours, measure) | _facts(cell.paper, measure)
+        facts = {"ours − paper": _number(cell.value(measure), measure)}
+        facts |= _facts(cell.ours, measure) | _facts(cell.paper, measure)
     elif isinstance(cell, Published):
+        mean, std = (f"{text}{measure.unit}" if text else "" for text in (cell.mean, cell.std))
         facts = {"paper": mean, "paper’s std": std, "source": f"Table {cell.source}"}
     elif cell is not None:
-        interval = " to ".join(map(repr, cell.interval)) if cell.interval else ""
-        facts = {"mean": mean, "std": std, "interval": interval, "seeds": str(count)}
-        facts["metric"] = "\n".join(cell.metrics)
+        interval = " to ".join(_number(end, measure) for end in cell.interval or ())
+        std = _number(cell.std, measure) if cell.count > 1 else ""
+        facts = {"mean": _number(cell.mean, measure), "std": std, "interval": interval}
+        facts |= {"seeds": str(cell.count), "metric": "\n".join(cell.metrics)}
     return {term: text for term, text in facts.items() if text}
+
+
+def _number(value: float, measure: Measure) -> str:
+    """In the table's unit, with more digits than there; CSV has all."""
+    return number_text(value, measure, further=2) + measure.unit
 
 
 def _seeds(
@@ -122,7 +137,8 @@ def _seeds(
     ours = cell.ours if isinstance(cell, Difference) else cell
     if not isinstance(ours, Cell):
         return []
-    values, links = list(map(repr, ours.values)), _linked(ours.run_ids, runs)
+    values = [_number(value, measure) for value in ours.values]
+    links = _linked(ours.run_ids, runs)
     # A run has one seed: as many runs as seeds are one each, in the same order.
     if len(values) == len(links):
         return [(value, [link]) for value, link in zip(values, links, strict=True)]

@@ -214,7 +214,9 @@ def beside(table: Table, names: Iterable[str]) -> Table:
     known = BPD_COLUMNS if table.measure == BITS_PER_DIMENSION else DETECTION_COLUMNS
     published = {column for _, column in paper}
     columns: list[tuple[str, str]] = []
-    for group, name in (column for column in known if column in shown):
+    # Scores of plug-ins have no place in the paper.
+    ordered = [*(c for c in known if c in shown), *(c for c in table.columns if c not in known)]
+    for group, name in ordered:
         if (group, name) in published:
             columns += [(f"{group}: {name}", part) for part in ("ours", "paper", "Δ")]
         else:
@@ -225,7 +227,7 @@ def beside(table: Table, names: Iterable[str]) -> Table:
         # Where the paper prints a mean alone, it is of the pairs that the datasets have.
         alike = not theirs_of or theirs_of == _averaged(labels, ours)
         cells: list[Entry | None] = []
-        for column in (column for column in known if column in shown):
+        for column in ordered:
             own, theirs = ours.get((labels, column)), paper.get((labels, column))
             cells.append(own)
             if column in published:

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 __all__ = [
     "cell_numbers",
     "cell_text",
+    "latex_text",
     "markdown_text",
     "printed_rows",
+    "number_text",
     "to_csv",
     "to_latex",
     "to_markdown",
@@ -69,17 +71,22 @@ def cell_text(cell: Entry | None, measure: Measure) -> str:
         # Adding 0 makes a negative zero positive.
         change = round(cell.value(measure) * measure.scale, measure.digits) + 0.0
         return f"{change:+.{measure.digits}f}".replace("-", "−")
-
-    def shown(value: float) -> str:
-        # Adding 0 makes a negative zero positive.
-        return f"{round(value * measure.scale, measure.digits) + 0.0:.{measure.digits}f}".replace(
-            "-", "−"
-        )
-
-    spread = DASH if cell.count == 1 else shown(cell.std)
+    spread = DASH if cell.count == 1 else number_text(cell.std, measure)
     seeds = "" if cell.count in (1, USUAL_SEEDS) else f" [n={cell.count}]"
-    interval = f" [{shown(cell.interval[0])}, {shown(cell.interval[1])}]" if cell.interval else ""
-    return f"{shown(cell.mean)} ({spread}){seeds}{interval}"
+    ends = ", ".join(number_text(end, measure) for end in cell.interval or ())
+    return f"{number_text(cell.mean, measure)} ({spread}){seeds}{f' [{ends}]' * bool(ends)}"
+
+
+def number_text(value: float, measure: Measure, further: int = 0) -> str:
+    """A number as tables print it, or with so many ``further`` digits.
+
+    >>> from reports.tables import AUROC_PERCENT
+    >>> number_text(0.98765, AUROC_PERCENT), number_text(0.98765, AUROC_PERCENT, 2)
+    ('98.8', '98.765')
+    """
+    digits = measure.digits + further
+    # Adding 0 makes a negative zero positive.
+    return f"{round(value * measure.scale, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
 def cell_numbers(cell: Entry | None, measure: Measure) -> tuple[str, str, int, tuple[str, ...]]:
@@ -131,8 +138,8 @@ def to_latex(table: Table) -> str:
     at_once = max(LATEX_LINES // (len(table.rows) + 5), 1)
     lines = []
     for start in range(0, len(parts), at_once):
-        title = _latex(table.title) + " (continued)" * (start > 0)
-        caption = "" if start else f" {_latex(table.caption)}"
+        title = latex_text(table.title) + " (continued)" * (start > 0)
+        caption = "" if start else f" {latex_text(table.caption)}"
         lines += [
             r"\begin{table}[htbp]",
             *[r"\addtocounter{table}{-1}"] * (start > 0),
@@ -168,7 +175,7 @@ def _tabular(table: Table, shown: Sequence[int]) -> list[str]:
     spans, rules = [], []
     for group, members in groupby(enumerate(columns, width + 1), lambda item: item[1][0]):
         places = [place for place, _ in members]
-        spans.append(rf"\multicolumn{{{len(places)}}}{{c}}{{{_latex(group)}}}")
+        spans.append(rf"\multicolumn{{{len(places)}}}{{c}}{{{latex_text(group)}}}")
         if group:
             rules.append(rf"\cmidrule(lr){{{places[0]}-{places[-1]}}}")
     header = [*table.row_header, *(name for _, name in columns)]
@@ -180,15 +187,15 @@ def _tabular(table: Table, shown: Sequence[int]) -> list[str]:
     ]
     if rules:
         lines += [_latex_line([""] * width + spans), " ".join(rules)]
-    lines.append(_latex_line([_latex(text) for text in header]))
+    lines.append(_latex_line([latex_text(text) for text in header]))
     for row, labels, begins in printed_rows(table):
         if begins:
             lines.append(r"\midrule")
         best = table.best(row)
-        texts = {place: _latex(cell_text(row.cells[place], table.measure)) for place in shown}
+        texts = {place: latex_text(cell_text(row.cells[place], table.measure)) for place in shown}
         lines.append(
             _latex_line(
-                [_latex(label) for label in labels]
+                [latex_text(label) for label in labels]
                 + [rf"\textbf{{{text}}}" if i in best else text for i, text in texts.items()]
             )
         )
@@ -289,14 +296,19 @@ LATEX = {
     "–": "--",
     "−": "$-$",
     "Δ": r"$\Delta$",
+    "λ": r"$\lambda$",
+    "ρ": r"$\rho$",
+    "→": r"$\to$",
+    "·": r"$\cdot$",
+    "’": "'",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 
 
-def _latex(text: str) -> str:
+def latex_text(text: str) -> str:
     r"""Text with LaTeX's special characters escaped, on one line.
 
-    >>> print(_latex("4×4 and Diff† in %"))
+    >>> print(latex_text("4×4 and Diff† in %"))
     $4\times4$ and Diff$^\dagger$ in \%
     """
 

@@ -10,9 +10,9 @@ import pandas as pd
 from oodflow.errors import UserError
 from oodflow.evaluation.bootstrap import bootstrap_auroc, resample_counts
 from oodflow.evaluation.score_table import read_table
-from oodflow.evaluation.scores import clip_non_finite, compute_scores
+from oodflow.evaluation.scores import SCORES, clip_non_finite, compute_scores
 from oodflow.tracking import runs
-from oodflow.tracking.registry import CONTRASTS, Registry
+from oodflow.tracking.registry import Registry
 from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.store import Store
 
@@ -54,14 +54,16 @@ def replicates_of(
             found, images = table(run.tags["general_run"], dataset)
             return clip_non_finite(found["log_prob"].to_numpy()), images
         own = table(run.tags.get("evaluated", run.run_id), dataset)
-        contrast = None
-        if score in CONTRASTS:
-            general = table(run.tags[CONTRASTS[score]], dataset)
-            check_same_images(dataset, own, general)
-            contrast, _ = general
+        # A score that needs more than general models has no intervals.
+        others = {
+            need: table(run.tags[f"{need}_run"], dataset)
+            for need in SCORES[score].needs
+            if f"{need}_run" in run.tags
+        }
+        check_same_images(dataset, own, *others.values())
         found, images = own
-        # The ratio is the same arithmetic whichever general model it is to.
-        return compute_scores(found, contrast)["diff" if contrast is not None else score], images
+        tables = {need: contrast for need, (contrast, _) in others.items()}
+        return compute_scores(found, names=[score], **tables)[score], images
 
     def values(run_id: str, metric: str) -> np.ndarray | None:
         run = by_id[run_id]

@@ -6,12 +6,17 @@
 import math
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
+
+import numpy as np
+from scipy.special import stdtr
 
 from oodflow.evaluation.metrics import mean_std
 
 __all__ = [
     "AUROC_PERCENT",
     "BITS_PER_DIMENSION",
+    "LEVEL",
     "METRICS",
     "Cell",
     "Difference",
@@ -21,6 +26,10 @@ __all__ = [
     "Row",
     "Table",
 ]
+
+
+LEVEL = 0.05
+"""Means that differ with a larger p-value are not told apart."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +42,17 @@ class Measure:
     scale: float
     digits: int
     higher_is_better: bool | None
+    unit: str = ""
+    """Behind a number that stands alone."""
 
 
-AUROC_PERCENT = Measure(scale=100.0, digits=1, higher_is_better=True)
+AUROC_PERCENT = Measure(scale=100.0, digits=1, higher_is_better=True, unit=" %")
 METRICS = {
     "auroc": AUROC_PERCENT,
     "aupr": AUROC_PERCENT,
     "aupr_out": AUROC_PERCENT,
-    "fpr95": Measure(scale=100.0, digits=1, higher_is_better=False),
-    "fpr95_out": Measure(scale=100.0, digits=1, higher_is_better=False),
+    "fpr95": Measure(scale=100.0, digits=1, higher_is_better=False, unit=" %"),
+    "fpr95_out": Measure(scale=100.0, digits=1, higher_is_better=False, unit=" %"),
 }
 """Of the detection metrics, by their names in MLflow."""
 
@@ -60,12 +71,12 @@ class Cell:
     interval: tuple[float, float] | None = None
     """Bootstrap confidence interval of the mean, over the images; None where none was asked for."""
 
-    @property
+    @cached_property
     def mean(self) -> float:
         """Mean over the seeds."""
         return mean_std(self.values)[0]
 
-    @property
+    @cached_property
     def std(self) -> float:
         """Sample standard deviation over the seeds, NaN for one seed."""
         return mean_std(self.values)[1]
@@ -122,9 +133,14 @@ class Table:
     columns: tuple[tuple[str, str], ...]
     rows: tuple[Row, ...]
     measure: Measure
+    family: str = ""
+    """Family of datasets."""
 
     def best(self, row: Row) -> frozenset[int]:
-        """Columns with the row's best mean of ours, for bold print; none without competition.
+        """Columns in bold print; none without competition.
+
+        Those are the row's best mean of ours, and all that cannot be told from it over the seeds:
+        Welch's t-test of the two means has p > 5 %. A mean of one seed is told from any other.
 
         >>> cells = tuple(Cell((value,), ("r",)) for value in (0.5, 0.9))
         >>> row = Row(("cifar10",), cells)
@@ -139,4 +155,17 @@ class Table:
         if len(comparable) < 2 or self.measure.higher_is_better is None:
             return frozenset()
         top = max(comparable) if self.measure.higher_is_better else min(comparable)
-        return frozenset(i for i, mean in means.items() if mean == top)
+        places = list(means)
+        values = np.array(list(means.values()))
+        cells = [cell for cell in row.cells if isinstance(cell, Cell)]
+        errors = np.array([cell.std**2 / cell.count for cell in cells])
+        freedom = np.array([cell.count - 1 for cell in cells])
+        best = int(np.flatnonzero(values == top)[0])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            error = errors + errors[best]
+            # Satterthwaite's degrees of freedom.
+            both = error**2 / (errors**2 / freedom + errors[best] ** 2 / freedom[best])
+            p_values = 2 * stdtr(both, -np.abs(values - top) / np.sqrt(error))
+        # One seed has no spread: NaN is not above the level.
+        alike = (values == top) | (p_values > LEVEL)
+        return frozenset(place for place, bold in zip(places, alike, strict=True) if bold)

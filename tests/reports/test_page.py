@@ -10,11 +10,12 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
+from scipy.stats import ttest_ind
 
-from reports.document import Claim, Document, Picture, RunLink
+from reports.document import Claim, Document, Listing, Picture, RunLink
 from reports.page import to_html
 from reports.published import beside, published_table
-from reports.render import cell_text
+from reports.render import cell_text, number_text
 from reports.tables import (
     AUROC_PERCENT,
     BITS_PER_DIMENSION,
@@ -102,9 +103,11 @@ def document() -> Document:
         title=EVIL,
         notes=("Three runs.", EVIL),
         claims=(
-            Claim("It is so.", True, "99 %"),
-            Claim(EVIL, False, EVIL),
-            Claim("Who knows?", None, ""),
+            Claim("It is so.", "holds", "99 %"),
+            Claim(EVIL, "does not hold", EVIL),
+            Claim("Perhaps.", "undecided", "1 [−1, 3] (n = 2)"),
+            Claim("Who knows?", "not measured", ""),
+            Claim("One is enough.", "holds in one seed", "1", heading="Of the field"),
         ),
         tables={
             "plain": plain,
@@ -115,17 +118,23 @@ def document() -> Document:
         },
         pictures=(
             Picture("roc", "ROC", "Curves.", PNG, ("r3", "r1")),
-            Picture(EVIL, EVIL, EVIL, PNG),
+            Picture(EVIL, EVIL, EVIL, PNG, family="other"),
         ),
+        paper=("A paper", PAPER),
+        ran=(Listing(EVIL, EVIL, (EVIL, "Seeds"), ((EVIL, "1, 2"), ("b", "3"))),),
+        glossary={"Raw": "It is raw.", EVIL: EVIL},
         runs={f"r{i}": RunLink(f"run {i}", f"http://127.0.0.1:5000/#/runs/r{i}") for i in range(10)}
         | {EVIL: RunLink(EVIL, f"http://host/?a=1&b={EVIL}")},
     )
 
 
+PAPER = "https://arxiv.org/abs/2006.10848"
 DOCUMENT = document()
 HTML = to_html(DOCUMENT)
 PAGE = parse(HTML)
-GRIDS = dict(zip(DOCUMENT.tables, PAGE.iter("table"), strict=True))
+WORDS, NUMBERS = ([each for each in PAGE.iter("table") if ("words" in classes(each)) is words]
+                  for words in (True, False))  # fmt: skip
+GRIDS = dict(zip(DOCUMENT.tables, NUMBERS, strict=True))
 CELLS = [
     (table, row, place, td)
     for name, table in DOCUMENT.tables.items()
@@ -164,8 +173,14 @@ def test_sort_values_are_the_numbers_with_all_their_digits():
 
 
 def test_popovers_list_values_statistics_metrics_and_runs():
-    for _, row, place, td in CELLS:
+    for table, row, place, td in CELLS:
         cell, popover = row.cells[place], td.find("div")
+        unit = table.measure.unit
+        digits = 0.5 * 10.0 ** -(table.measure.digits + 2)
+
+        def in_unit(value: float, table=table) -> str:
+            return number_text(value, table.measure, 2)
+
         ours = cell.ours if isinstance(cell, Difference) else cell
         if cell is None:
             assert popover is None
@@ -175,36 +190,38 @@ def test_popovers_list_values_statistics_metrics_and_runs():
         links = [(a.get("href"), text_of(a)) for a in popover.iter("a")]
         if not isinstance(ours, Cell):
             assert facts["source"] == f"Table {cell.source}" and not links
+            assert facts["paper"] == f"{cell.mean}{unit}"
             continue
         assert links == [
             (DOCUMENT.runs[run_id].url, DOCUMENT.runs[run_id].name) for run_id in ours.run_ids
         ]
-        values = [float(text_of(b)) for b in popover.iter("b")]
-        assert values == pytest.approx(ours.values, rel=0, abs=0, nan_ok=True)
+        values = [float(text_of(b).removesuffix(unit)) for b in popover.iter("b")]
+        scaled = [table.measure.scale * value for value in ours.values]
+        assert values == pytest.approx(scaled, rel=0, abs=1.01 * digits, nan_ok=True)
         mean = statistics.fmean(ours.values)
-        assert float(facts["mean"]) == pytest.approx(mean, rel=1e-12, nan_ok=True)
+        assert facts["mean"] == in_unit(mean) + unit
         assert int(facts["seeds"]) == len(ours.values)
         if len(ours.values) > 1:
             std = statistics.stdev(ours.values) if not math.isnan(mean) else mean
-            assert float(facts["std"]) == pytest.approx(std, rel=1e-12, nan_ok=True)
+            assert facts["std"] == in_unit(std) + unit
         assert facts.get("metric", "") == "\n".join(ours.metrics)
         assert ("interval" in facts) == (ours.interval is not None)
         if isinstance(cell, Difference):
-            assert facts["ours − paper"] == (td.get("data-value") or "nan")
+            assert facts["ours − paper"] == in_unit(float(td.get("data-value") or "nan")) + unit
             assert facts["source"] == "Table S2"
 
 
 def test_a_seed_and_its_run_share_a_line():
     lines = CELLS[0][3].findall("div/ul/li")
     assert [text_of(line).split() for line in lines] == [
-        ["0.9", "run", "0"],
-        ["0.95", "run", "1"],
-        ["0.925", "run", "2"],
+        ["90.000", "%", "run", "0"],
+        ["95.000", "%", "run", "1"],
+        ["92.500", "%", "run", "2"],
     ]
     # Two seeds of two runs each: nobody knows here which is whose.
     lines = CELLS[3][3].findall("div/ul/li")
     assert [len(line.findall("a")) for line in lines] == [0, 0, 4]
-    assert CELLS[3][3].findall("div/dl/div/dd")[2].text == "0.05 to 0.4"
+    assert CELLS[3][3].findall("div/dl/div/dd")[2].text == "5.000 % to 40.000 %"
 
 
 def test_headers_have_both_levels_and_labels_all_their_names():
@@ -239,7 +256,7 @@ def test_a_dataset_is_visible_once_and_blocks_begin_with_it():
     assert ["begins" in classes(tr) for tr in rows] == [True, False, True, False]
 
 
-def test_the_best_of_ours_is_bold():
+def test_the_best_of_ours_is_bold_and_what_is_not_told_from_it():
     bold = {
         name: [
             [i for i, td in enumerate(tr.findall("td")) if "best" in classes(td)]
@@ -247,14 +264,16 @@ def test_the_best_of_ours_is_bold():
         ]
         for name in ("plain", "bpd", "S1")
     }
-    # Row 2 has one number of ours, row 3 a tie, row 4 one; of bits the fewer are better.
-    assert bold == {"plain": [[0], [], [0, 3], []], "bpd": [[1]], "S1": [[], [], []]}
+    # Three seeds and two are not told apart. Row 2 has one number of ours, row 3 a tie, row 4 one;
+    # of bits the fewer are better.
+    assert ttest_ind((0.9, 0.95, 0.925), (0.1, 0.3), equal_var=False).pvalue > 0.05
+    assert bold == {"plain": [[0, 3], [], [0, 3], []], "bpd": [[1]], "S1": [[], [], []]}
 
 
 def test_verdicts_are_words():
-    items = PAGE.findall(".//section[@id='claims']/ol/li")
+    items = PAGE.findall(".//section[@class='claims']/ol/li")
     words = [text_of(item.find("strong")) for item in items]
-    assert words == ["holds", "does not hold", "not measured"]
+    assert words == ["holds", "does not hold", "undecided", "not measured", "holds in one seed"]
     assert [[text_of(p) for p in item.findall("div/p")] for item in items] == [
         [claim.text, claim.detail] for claim in DOCUMENT.claims
     ]
@@ -263,10 +282,35 @@ def test_verdicts_are_words():
 def test_contents_lead_to_every_table_and_figure():
     sections = {each.get("id"): each for each in PAGE.iter("section") if each.get("id")}
     entries = {a.get("href")[1:]: text_of(a) for a in PAGE.findall("body/nav/ul/li/a")}
-    assert entries.keys() == sections.keys()
-    headings = [text_of(section.find("h3")) for key, section in sections.items() if key != "claims"]
-    titles = [each.title for each in (*DOCUMENT.tables.values(), *DOCUMENT.pictures)]
-    assert headings == titles == list(entries.values())[1:]
+    assert list(entries) == list(sections)
+    headings = [
+        text_of(section.find("h2" if section.find("h3") is None or key == "ran" else "h3"))
+        for key, section in sections.items()
+    ]
+    assert headings == list(entries.values())
+    *own, last = [each.title for each in (*DOCUMENT.tables.values(), *DOCUMENT.pictures)]
+    # Those of a family of datasets stand together, under its name.
+    expected = ["Claims", "Of the field", "Glossary", *own, last, "What was run"]
+    assert headings == expected
+    families = [text_of(each) for each in PAGE.findall("body/nav/h3")]
+    assert families == ["Results", "other datasets"]
+    assert [len(each.findall("section")) for each in PAGE.findall("body/main/section")][3:5] == [
+        len(own),
+        1,
+    ]
+
+
+def test_words_and_what_was_run_are_there():
+    terms = PAGE.findall(".//section[@id='glossary']/dl/*")
+    assert [text_of(each) for each in terms] == ["Raw", "It is raw.", EVIL, EVIL]
+    [listing] = WORDS
+    assert [[text_of(cell) for cell in tr] for tr in listing.iter("tr")] == [
+        [EVIL, "Seeds"],
+        [EVIL, "1, 2"],
+        ["b", "3"],
+    ]
+    [link] = PAGE.findall("body/header/p/a")
+    assert (link.get("href"), text_of(link)) == (PAPER, "A paper")
 
 
 def test_pictures_are_inside_with_their_runs():
@@ -300,7 +344,7 @@ def test_hostile_names_become_text_only():
 
 
 def test_the_page_refers_to_nothing_outside_but_runs():
-    urls = {run.url for run in DOCUMENT.runs.values()}
+    urls = {run.url for run in DOCUMENT.runs.values()} | {PAPER}
     for each in PAGE.iter():
         for name, value in each.items():
             if name in ("href", "src", "srcset", "action", "data", "poster"):

@@ -18,7 +18,7 @@ from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from reports.document import Claim, Document, Picture, RunLink
+from reports.document import Claim, Document, Listing, Picture, RunLink
 from reports.layouts import detection_table
 from reports.page import to_html
 from reports.published import beside, published_table
@@ -55,7 +55,13 @@ def document() -> Document:
     return Document(
         title="Report",
         notes=("Two datasets.",),
-        claims=tuple(Claim("So it is.", holds, "99 %") for holds in (True, False, None)),
+        claims=tuple(
+            Claim("So it is.", verdict, "99 %")
+            for verdict in ("holds", "does not hold", "undecided", "not measured")
+        ),
+        paper=("A paper", "https://arxiv.org/abs/2006.10848"),
+        ran=(Listing("Trainings", "Of runs.", ("Training", "Settings"), (("a", "b " * 50),)),),
+        glossary={"Raw": "It is raw."},
         tables={
             "detection": beside(detection_table(pd.DataFrame(rows, columns=columns)), ["S2"]),
             "S1": published_table("S1"),
@@ -344,6 +350,6 @@ def test_every_text_stands_out_from_its_ground(driver, page, scheme):
 
 def test_verdicts_differ_in_more_than_their_colour(driver, page):
     signs = driver.execute_script("""
-        return [...document.querySelectorAll("#claims strong")].map((verdict) =>
+        return [...document.querySelectorAll(".claims strong")].map((verdict) =>
             getComputedStyle(verdict, "::before").content)""")
-    assert len(set(signs)) == 3
+    assert len(set(signs)) == 4

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import rich.console
+from scipy.stats import ttest_ind
 
 from reports.layouts import bpd_table, detection_table
 from reports.render import to_csv, to_latex, to_markdown, to_rich
@@ -80,7 +81,7 @@ def as_printed(values: list[float]) -> str:
 
 
 def expected_grid(expected, bold: str) -> list[list[str]]:
-    """Cell texts by row, the row's best wrapped by ``bold``."""
+    """Cell texts by row; the best and what is not told from it are wrapped by ``bold``."""
     rows: dict[tuple[str, str], dict[int, list[float]]] = {}
     places = {place: i for i, place in enumerate((g, c) for g in GROUPS for c in SCORES)}
     for (dataset, ood, *place), (values, _) in expected.items():
@@ -90,9 +91,13 @@ def expected_grid(expected, bold: str) -> list[list[str]]:
     grid = []
     for key in order:
         values = [rows[key][i] for i in range(len(places))]
-        best = max(range(len(values)), key=lambda i: np.mean(values[i]) if values[i] else 0)
+        top = max(filter(None, values), key=statistics.mean)
         texts = [as_printed(each) for each in values]
-        texts[best] = bold.format(texts[best])
+        for place, each in enumerate(values):
+            # Of one seed nothing is known but its value.
+            several = len(each) > 1 and len(top) > 1
+            if each == top or several and ttest_ind(each, top, equal_var=False).pvalue > 0.05:
+                texts[place] = bold.format(texts[place])
         grid.append(texts)
     return grid
 

@@ -291,8 +291,8 @@ def test_missing_prints_commands_that_fill_the_gaps(trained):
     tables = trained.folder / "report" / "tables"
     bpd = pd.read_csv(tables / "bpd-sketch.csv")
     assert list(bpd[bpd["column"] == "Finetuned"]["n"]) == [2, 2, 2]
-    losses = pd.read_csv(tables / "losses-sketch.csv")
-    of_shapes = losses[(losses["In-dist"] == "sketch-shapes") & (losses["group"] == "Diff†")]
+    found = pd.read_csv(tables / "detection-sketch.csv")
+    of_shapes = found[(found["In-dist"] == "sketch-shapes") & (found["column"] == "Diff†")]
     assert list(of_shapes["n"]) == [2] * 8
 
 

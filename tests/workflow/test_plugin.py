@@ -81,8 +81,14 @@ def test_the_example_package_is_used_everywhere_and_its_runs_outlive_it(
         assert tags == {"plugin.model": OWN, "plugin.dataset": OWN, "plugin.score.relative": OWN}
         assert 0 <= run.metrics["auroc/sketch-digits-grey/relative"] <= 1
         done("evaluate", "--run", run.run_id, "--limit", "32")
-        report = done("report", "--out", "report")
+        report = done("report", "--out", "report", "--bootstrap", "20")
         assert "zuko-maf (stripes)" in report and "sketch-digits" in report
+        found = pd.read_csv(blank.folder / "report" / "tables" / "detection-stripes-zuko-maf.csv")
+        relative = found[(found["column"] == "relative") & (found["Out-dist"] != "Mean")]
+        expected = [run.metrics[f"auroc/{ood}/relative"] for ood in relative["Out-dist"]]
+        assert list(relative["mean"]) == pytest.approx(expected, abs=1e-12) and expected
+        assert (relative["low"] <= relative["mean"]).all()
+        assert (relative["mean"] <= relative["high"]).all()
         done("tune", *model, "--dataset", "stripes", "--trials", "1", *TINY[:6], "--steps", "3")
         done("detector", "build", run.run_id, "--score", "relative", "--champion")
         detector = "models:/oodflow-detector-stripes@champion"
