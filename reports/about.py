@@ -23,7 +23,7 @@ GLOSSARY = {
     "4×4": "The contribution of the last scale of a flow, whose latents are 4×4, to log p(x).",
     "Diff": "The log-likelihood ratio log p(x) − log p_g(x) to a general model p_g.",
     "Diff†": "Diff to a general model that has in-distribution images as its outliers in training.",
-    "General": "The model of a broad mixture of images, or these images themselves.",
+    "General": "A broad mixture of images, or the model p_g that was trained on it.",
     "Outlier loss": "A part of the training loss that lowers the likelihood of general images.",
     "AUROC": "The probability that an in-distribution image scores higher than an outlier; "
     "50 % is chance.",

@@ -74,7 +74,7 @@ def write_report(store: Store, chosen: ReportOptions, project_run: str = "") -> 
         for folder in ("tables", "figures"):
             if any((out / folder).iterdir()):
                 runs.log_artifacts(store, record, out / folder, folder)
-        for name in ("provenance.json", "report.html"):
+        for name in ("provenance.json", "report.html", "report.tex"):
             runs.log_text(store, record, (out / name).read_text(), name)
         runs.set_tags(store, record, {}, description=(out / "report.md").read_text())
     _show(document)

@@ -198,7 +198,7 @@ def to_latex_document(document: Document) -> str:
     parts = [
         r"\documentclass{article}",
         r"\usepackage{booktabs,graphicx}",
-        r"\usepackage[margin=2cm]{geometry}",
+        r"\usepackage[landscape,margin=1.5cm]{geometry}",
         r"\usepackage[hidelinks]{hyperref}",
         rf"\title{{{latex_text(document.title)}}}",
         r"\date{}",
@@ -220,7 +220,8 @@ def to_latex_document(document: Document) -> str:
         for picture in family.pictures:
             parts += [
                 rf"\subsection*{{{latex_text(picture.title)}}}",
-                rf"\noindent\includegraphics[width=\linewidth]{{figures/{picture.name}.pdf}}",
+                r"\noindent\includegraphics[width=\linewidth,height=0.75\textheight,keepaspectratio]"
+                rf"{{figures/{picture.name}.pdf}}",
                 rf"\par\noindent {latex_text(picture.caption)}",
             ]
     if document.ran:

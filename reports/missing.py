@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, compress
+from itertools import chain, compress, product
 
 from oodflow.data.catalog import CATALOG, FAMILIES, data_folder, lookup
 from oodflow.presets import presets_of
@@ -92,23 +92,36 @@ def _gaps(name: str, table: Table, registry: Registry) -> Iterator[Gap]:
     def seeds(cell: Entry | None) -> set[str]:
         return {seed_by_run[each] for each in cell.run_ids} if isinstance(cell, Cell) else set()
 
+    columns = (*table.columns, *(_lacking(table) if kind == "detection" else ()))
     # A general model has one seed, and a correlation those that both of its models have.
     whole = [
         kind != "model-correlation" and not any(title.endswith(GENERAL) for title in column)
-        for column in table.columns
+        for column in columns
     ]
-    cells = {row.labels: row.cells for row in table.rows if not {MEAN, ALL} & {*row.labels}}
+    short = (None,) * (len(columns) - len(table.columns))
+    cells = {
+        row.labels: (*row.cells, *short) for row in table.rows if not {MEAN, ALL} & {*row.labels}
+    }
     in_table = [seeds(cell) for row in cells.values() for cell in compress(row, whole)]
     wanted = set[str]().union(*in_table)
-    empty = (None,) * len(table.columns)
+    empty = (None,) * len(columns)
     for labels in dict.fromkeys((*cells, *_rows_of_models(kind, family, model, registry))):
         for (group, column), cell, of_all in zip(
-            table.columns, cells.get(labels, empty), whole, strict=True
+            columns, cells.get(labels, empty), whole, strict=True
         ):
             filled = cell is not None and (not of_all or seeds(cell) >= wanted)
             if not filled and column not in ("paper", "Δ"):
                 place = group.rsplit(": ", 1) if column == "ours" else (group, column)
                 yield Gap(kind, family, model, labels, *place)
+
+
+def _lacking(table: Table) -> list[tuple[str, str]]:
+    """The columns of scores that one outlier loss has and another lacks altogether."""
+    groups = [each for each in dict.fromkeys(group for group, _ in table.columns)
+              if TRAININGS.get(each, ("", ""))[1] == "unsupervised"]  # fmt: skip
+    present = {name for _, name in table.columns}
+    scores = [name for name in SCORE_NAMES.values() if name in present]
+    return [column for column in product(groups, scores) if column not in table.columns]
 
 
 def _rows_of_models(

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from report_files import article, compile_latex, csv_rows
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
@@ -198,7 +199,7 @@ def with_intervals(quickstart, tmp_path_factory):
 def test_csv_and_markdown_have_the_numbers_of_the_score_tables(with_intervals):
     workspace, expected = with_intervals
     tables = workspace.folder / "report" / "tables"
-    lines = list(csv.DictReader((tables / "detection-sketch.csv").open()))
+    lines = csv_rows(tables.parent, "detection-sketch")
     found = {}
     for line in lines:
         mean, std, low, high = (100 * float(line[key]) for key in ("mean", "std", "low", "high"))
@@ -234,18 +235,30 @@ def test_latex_and_html_have_them_too(with_intervals):
             assert text.startswith(expected[(ood, *name)]), (text, name)
 
 
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="there is no pdflatex")
 def test_all_latex_tables_compile_in_an_empty_article(trained, tmp_path):
     assert trained.oodflow("report", "--published", "--bootstrap", "5").code == 0
     files = sorted((trained.folder / "report" / "tables").glob("*.tex"))
-    body = "\n".join(f"\\input{{{file}}}" for file in files)
-    (tmp_path / "t.tex").write_text(
-        "\\documentclass{article}\n\\usepackage{booktabs}\n"
-        f"\\begin{{document}}\n{body}\n\\end{{document}}\n"
-    )
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert len(files) >= 7 and done.returncode == 0, done.stdout[-2000:]
+    assert len(files) >= 7
+    compile_latex(article(file.read_text() for file in files), tmp_path)
+
+
+def test_the_latex_report_compiles_beside_its_tables_and_figures(quickstart, tmp_path):
+    folder = shutil.copytree(quickstart[0].folder / "report", tmp_path / "report")
+    compile_latex((folder / "report.tex").read_text(), folder)
+
+
+def test_the_report_says_what_was_run(quickstart):
+    text = (quickstart[0].folder / "report" / "report.md").read_text()
+    [line] = [line for line in text.splitlines()
+              if line.startswith("| glow · sketch-shapes · from general · binary")]  # fmt: skip
+    for part in ("1, 2", "depth 1, hidden 8", "batch size 16", "cpu (", "torch 2", "Python 3"):
+        assert part in line, line
+    store = quickstart[0].store()
+    [run, *_] = runs.find(store, {"kind": "finetune", "role": "in_distribution"})
+    assert run.images["sketch-shapes-test"][1] == 64
+    for name, (digest, count) in run.images.items():
+        shown = f"{count:,}".replace(",", " ")
+        assert f"| {name} | {shown} | {digest} |" in text
 
 
 def test_a_lost_score_table_costs_its_intervals_alone(trained):
@@ -257,8 +270,8 @@ def test_a_lost_score_table_costs_its_intervals_alone(trained):
         file.unlink()
     outcome = trained.oodflow("report", "--bootstrap", "5")
     assert outcome.code == 0, outcome.err
-    with (trained.folder / "report" / "tables" / "detection-sketch.csv").open() as file:
-        lines = {(line["Out-dist"], line["group"]): line for line in csv.DictReader(file)}
+    rows = csv_rows(trained.folder / "report", "detection-sketch")
+    lines = {(line["Out-dist"], line["group"]): line for line in rows}
     assert lines["sketch-digits", "No outlier loss"]["low"] == ""
     assert lines["sketch-digits", "No outlier loss"]["n"] == "2"
     assert lines["sketch-letters", "No outlier loss"]["low"] != ""

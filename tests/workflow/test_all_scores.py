@@ -1,16 +1,14 @@
 """``oodflow analyse --what scores`` and its tables, every number recomputed from Parquet files."""
 
-import csv
 import json
 import math
-import shutil
 import statistics
-import subprocess
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from report_files import article, compile_latex, csv_rows
 from scipy.stats import norm, t
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import KernelDensity
@@ -203,11 +201,6 @@ def test_a_negative_number_of_training_images_is_refused(analysed, store):
     assert outcome.code == 2 and "train_images is -1" in outcome.err
 
 
-def csv_rows(workspace, name: str) -> list[dict[str, str]]:
-    text = (workspace.folder / "report" / "tables" / f"{name}.csv").read_text()
-    return list(csv.DictReader(text.splitlines()))
-
-
 COLUMNS = {"Raw": "raw", "4×4": "last_scale", "Diff": "diff", "Diff†": "diff_outlier",
            "Typicality": "typicality", "WAIC": "waic", "Complexity": "complexity", "DoSE": "dose",
            "DoSE, SVM": "dose_svm", "Gradient": "gradient", "Scale 1": "scale1",
@@ -227,7 +220,7 @@ def interval(pairs) -> tuple[float, float]:
 
 
 def test_the_table_of_all_scores_is_recomputed_from_the_parquet_tables(analysed, expected):
-    rows = csv_rows(analysed, "all-scores-sketch")
+    rows = csv_rows(analysed.folder / "report", "all-scores-sketch")
     assert {row["column"] for row in rows} == set(COLUMNS)
     assert len(rows) == 12 * (3 + 2 + 1)
     for row in rows:
@@ -253,7 +246,7 @@ def test_the_table_of_all_scores_is_recomputed_from_the_parquet_tables(analysed,
 
 def test_other_metrics_have_their_own_tables_with_intervals(analysed, expected):
     for metric in ("fpr95", "aupr"):
-        rows = csv_rows(analysed, f"all-scores-{metric}-sketch")
+        rows = csv_rows(analysed.folder / "report", f"all-scores-{metric}-sketch")
         for row in rows:
             assert float(row["low"]) <= float(row["mean"]) <= float(row["high"])
     [row] = [row for row in rows if row["Out-dist"] == OODS[0] and row["column"] == "Complexity"]
@@ -296,7 +289,7 @@ def test_the_report_has_the_figure_of_ranks_and_the_claims_of_the_field(analysed
 def test_tables_of_detection_show_the_metric_that_is_asked_for(analysed, tmp_path):
     workspace = analysed.clone(tmp_path / "metric")
     assert workspace.oodflow("report", "--metric", "fpr95_out").code == 0
-    rows = csv_rows(workspace, "detection-sketch")
+    rows = csv_rows(workspace.folder / "report", "detection-sketch")
     [row] = [row for row in rows if row["Out-dist"] == OODS[0] and row["column"] == "Diff"
              and row["group"] == "No outlier loss"]  # fmt: skip
     values = [runs.get(workspace.store(), run_id).metrics[f"fpr95_out/{OODS[0]}/diff"]
@@ -304,19 +297,12 @@ def test_tables_of_detection_show_the_metric_that_is_asked_for(analysed, tmp_pat
     assert float(row["mean"]) == pytest.approx(statistics.mean(values), abs=1e-12)
     text = (workspace.folder / "report" / "tables" / "detection-sketch.md").read_text()
     assert "FPR95 (inliers rejected" in text and "AUROC" not in text
-    assert csv_rows(workspace, "all-scores-fpr95-out-sketch")
+    assert csv_rows(workspace.folder / "report", "all-scores-fpr95-out-sketch")
     outcome = workspace.oodflow("report", "--metric", "aupr", "--published")
     assert outcome.code == 2 and "the paper has no aupr" in outcome.err
 
 
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="there is no pdflatex")
 def test_its_latex_compiles(analysed, tmp_path):
     files = sorted((analysed.folder / "report" / "tables").glob("all-scores*.tex"))
-    body = "\n".join(f"\\input{{{file}}}" for file in files)
-    (tmp_path / "t.tex").write_text(
-        "\\documentclass{article}\n\\usepackage{booktabs}\n"
-        f"\\begin{{document}}\n{body}\n\\end{{document}}\n"
-    )
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert len(files) == 6 and done.returncode == 0, done.stdout[-2000:]
+    assert len(files) == 6
+    compile_latex(article(file.read_text() for file in files), tmp_path)
