@@ -1,7 +1,7 @@
 """What a report says beside its numbers: the paper, its words, and what was run."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 
 from oodflow.console import duration
@@ -36,7 +36,7 @@ STARTS = {"scratch": "from scratch", "general": "from general", "own": "from own
 GROUPS = ("model.", "data.", "loss.", "optimisation.")
 """Parameters that are settings."""
 NAMED_BEFORE = ("name", "dataset", "outlier_loss", "outlier_dataset", "digest", "outlier_digest")
-"""Of these, what a line says elsewhere."""
+"""Of these, what the report says elsewhere."""
 WORDS = {"lr": "learning rate", "temperature": "T", "outlier_weight": "λ"}
 
 NUMBER = re.compile(r"\d+\.\d+")
@@ -59,12 +59,13 @@ def what_was_run(registry: Registry) -> tuple[Listing, Listing]:
         Listing(
             "Trainings",
             "Run time is the mean of a run, with its evaluation. Dates are in UTC.",
-            ("Training", "Seeds", "Settings", "Run time", "Date", "Device", "Versions", "Commit"),
+            ("Training", "Seeds", "Settings", "Run time", "Date", "Device, versions and commit"),
             tuple((" · ".join(words), *_facts(members)) for words, members in groups.items()),
         ),
         Listing(
             "Images",
-            "The number of images of each fold that was trained on or scored, and their digest.",
+            "The size of each fold that was trained on or scored, and the digest of its images. Where "
+            "the settings name a limit, only so many of its first images were used.",
             ("Dataset and fold", "Images", "Digest"),
             tuple(
                 (name, f"{count:,}".replace(",", " ") if count else "–", digest)
@@ -89,7 +90,7 @@ def _training(run: RunInfo) -> tuple[str, ...]:
 
 
 def _facts(members: Sequence[RunInfo]) -> tuple[str, ...]:
-    """Seeds, settings, run time, date, device, versions and commit of one training's runs."""
+    """Seeds, settings, run time, date, and with what, of one training's runs."""
     seeds = sorted(map(seed_of, members))
     few = len(seeds) <= SEEDS_NAMED
     days = sorted(datetime.fromtimestamp(run.started, timezone.utc).date() for run in members)
@@ -98,10 +99,14 @@ def _facts(members: Sequence[RunInfo]) -> tuple[str, ...]:
         _settings(members[0]),
         duration(sum(run.seconds for run in members) / len(members)),
         " to ".join(dict.fromkeys(map(str, (days[0], days[-1])))),
-        _each(run.tags.get("device", run.tags.get("timed_on", "")) for run in members),
-        _each(run.tags.get("versions", "") for run in members),
-        _each(run.commit[:8] for run in members),
+        "; ".join(dict.fromkeys(map(_made_with, members))),
     )
+
+
+def _made_with(run: RunInfo) -> str:
+    commit = f"commit {run.commit[:8]}" if run.commit else ""
+    device = run.tags.get("device", run.tags.get("timed_on", ""))
+    return ", ".join(filter(None, (device, run.tags.get("versions", ""), commit))) or "–"
 
 
 def _settings(run: RunInfo) -> str:
@@ -113,7 +118,3 @@ def _settings(run: RunInfo) -> str:
             number = f"{float(value):g}" if NUMBER.fullmatch(value) else value
             shown.append(f"{WORDS.get(word, word.replace('_', ' '))} {number}")
     return ", ".join(shown)
-
-
-def _each(texts: Iterable[str]) -> str:
-    return "; ".join(dict.fromkeys(filter(None, texts))) or "–"

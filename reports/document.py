@@ -215,7 +215,7 @@ def to_latex_document(document: Document) -> str:
         parts.append(r"\section{Glossary}")
         parts += _items("description", list(document.glossary.items()))
     for family in document.families:
-        parts.append(rf"\section{{{latex_text(family.title)}}}")
+        parts.append(rf"\clearpage\section{{{latex_text(family.title)}}}")
         parts += [rf"\input{{tables/{name}}}" for name in family.tables] + [r"\clearpage"]
         for picture in family.pictures:
             parts += [

@@ -1,6 +1,6 @@
 "use strict";
 
-// Tables: a press on a column's header sorts upward, then downward, then as at first.
+// Tables: a click on a header sorts ascending, then descending, then resets.
 
 const NEXT = { null: "ascending", ascending: "descending", descending: null };
 const collator = new Intl.Collator("en", { numeric: true });
@@ -50,7 +50,7 @@ const widths = new ResizeObserver((entries) => {
 });
 for (const table of document.querySelectorAll("table")) widths.observe(table);
 
-// Figures: a press opens one large; wheel, buttons and keys zoom, dragging moves it.
+// Figures: a click enlarges one; wheel, buttons and keys zoom, dragging moves it.
 
 const LARGEST = 16;
 const STEP = 1.25;

@@ -251,11 +251,19 @@ def test_the_report_says_what_was_run(quickstart):
     text = (quickstart[0].folder / "report" / "report.md").read_text()
     [line] = [line for line in text.splitlines()
               if line.startswith("| glow · sketch-shapes · from general · binary")]  # fmt: skip
-    for part in ("1, 2", "depth 1, hidden 8", "batch size 16", "cpu (", "torch 2", "Python 3"):
+    for part in (
+        "1, 2",
+        "depth 1, hidden 8",
+        "batch size 16",
+        "limit 64",
+        "cpu (",
+        "torch 2",
+        "Python 3",
+    ):
         assert part in line, line
     store = quickstart[0].store()
     [run, *_] = runs.find(store, {"kind": "finetune", "role": "in_distribution"})
-    assert run.images["sketch-shapes-test"][1] == 64
+    assert run.images["sketch-shapes-test"][1] == 1000
     for name, (digest, count) in run.images.items():
         shown = f"{count:,}".replace(",", " ")
         assert f"| {name} | {shown} | {digest} |" in text
