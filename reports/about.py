@@ -64,8 +64,8 @@ def what_was_run(registry: Registry) -> tuple[Listing, Listing]:
         ),
         Listing(
             "Images",
-            "The size of each fold that was trained on or scored, and the digest of its images. Where "
-            "the settings name a limit, only so many of its first images were used.",
+            "The size of each fold that was trained on or scored, and the digest of its images. "
+            "Where the settings name a limit, only so many of its first images were used.",
             ("Dataset and fold", "Images", "Digest"),
             tuple(
                 (name, f"{count:,}".replace(",", " ") if count else "–", digest)

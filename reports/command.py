@@ -22,6 +22,7 @@ from reports.document import (
     Document,
     Picture,
     RunLink,
+    to_description,
     to_latex_document,
     to_markdown_document,
 )
@@ -37,6 +38,9 @@ __all__ = ["command", "write_report"]
 
 NUMBERS = ("auroc/", "bpd/")
 """Metrics without which there is nothing to report."""
+
+NOTE = 8000
+"""Characters of a run's description, at most: MLflow cuts what is longer."""
 
 FORMATS = {"md": to_markdown, "tex": to_latex, "csv": to_csv}
 
@@ -76,7 +80,7 @@ def write_report(store: Store, chosen: ReportOptions, project_run: str = "") -> 
                 runs.log_artifacts(store, record, out / folder, folder)
         for name in ("provenance.json", "report.html", "report.tex"):
             runs.log_text(store, record, (out / name).read_text(), name)
-        runs.set_tags(store, record, {}, description=(out / "report.md").read_text())
+        runs.set_tags(store, record, {}, description=to_description(document, NOTE))
     _show(document)
     console.say(f"{len(registry.training)} runs; open {(out / 'report.html').absolute()}")
     console.say(f"see it: {store.how_to_see(record)}")

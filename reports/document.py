@@ -4,7 +4,7 @@ HTML (:mod:`reports.page`), Markdown and LaTeX show the same words and numbers o
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from reports.render import latex_text, markdown_text, to_markdown
@@ -22,6 +22,7 @@ __all__ = [
     "Listing",
     "Picture",
     "RunLink",
+    "to_description",
     "to_latex_document",
     "to_markdown_document",
 ]
@@ -150,6 +151,21 @@ class Document:
 
 def to_markdown_document(document: Document) -> str:
     """``report.md``: the report with its figures as links to ``figures/``."""
+    return "\n".join(_markdown_parts(document))
+
+
+def to_description(document: Document, most: int) -> str:
+    """The first claims and tables as Markdown of at most so many characters, none of them cut."""
+    brief = replace(document, glossary={}, pictures=(), ran=())
+    found = "The whole report is the artifact `report.html`.\n"
+    for part in _markdown_parts(brief):
+        if len(found) + 1 + len(part) > most:
+            break
+        found += f"\n{part}"
+    return found
+
+
+def _markdown_parts(document: Document) -> list[str]:
     paper, address = document.paper
     parts = [f"# {markdown_text(document.title)}\n"]
     if paper:
@@ -182,7 +198,7 @@ def to_markdown_document(document: Document) -> str:
         lines = [_line(*listing.header), rule, *(_line(*line) for line in listing.lines)]
         parts.append(f"### {markdown_text(listing.title)}\n\n{markdown_text(listing.caption)}\n")
         parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
+    return parts
 
 
 def _line(*texts: str) -> str:
