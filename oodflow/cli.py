@@ -258,7 +258,7 @@ def guarded(run: Callable[[], Any]) -> int:
         error(f"{' '.join(problem.format_message().split())} (see {command} --help)")
         return 2
     except (KeyboardInterrupt, click.Abort):
-        error("interrupted; what was done is saved: the same command with --resume goes on there")
+        error("interrupted; progress is saved: the same command with --resume continues")
         return 130
     except Exception as problem:
         line = _explained(problem)

@@ -55,7 +55,9 @@ class Register(Mapping[str, Entry], Generic[Entry]):
         for a name that another has, and for one with other signs than a-z, 0-9, ``.``, ``_``, -.
         """
         if not isinstance(name, str) or not re.fullmatch(NAME, name):
-            raise UserError(f"{name!r} is no name for a {self.kind}; write it as in my-{self.kind}")
+            raise UserError(
+                f"{name!r} is not a name for a {self.kind}; write it as in my-{self.kind}"
+            )
         taken = name in self._entries or origin and name in self.built_in
         owner = self._origins.get(name, "")
         if taken and (not origin or _package(owner) != _package(origin)):

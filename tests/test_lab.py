@@ -135,7 +135,7 @@ def test_a_training_has_the_numbers_of_the_embedded_store_and_shows_no_password(
     found = results(member)
     assert len(found) == 1 and found == results(alone.store())
     assert PASSWORD not in second.out + second.err
-    assert f"see it: {lab.uri}/#/experiments/" in second.out
+    assert f"\n{lab.uri}/#/experiments/" in second.out
     # The server keeps the files; this folder has none.
     assert not (shared.folder / "mlruns").exists()
     [run] = [run for run in runs.find(member, {"kind": "train"}) if run.registered]

@@ -73,7 +73,10 @@ BROKEN = {
         SCORE.replace("NAME", "'odd'").replace("general", "gneral"),
         "unknown table that score 'odd' needs 'gneral'; available: test, general",
     ),
-    "has a name that cannot be": (SCORE.replace("NAME", "'a/b'"), "'a/b' is no name for a score"),
+    "has a name that cannot be": (
+        SCORE.replace("NAME", "'a/b'"),
+        "'a/b' is not a name for a score",
+    ),
 }
 
 

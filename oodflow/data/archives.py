@@ -132,7 +132,7 @@ def open_shelf(path: Path) -> Shelf:
     # Damaged lists of members end in errors of struct, of text encodings and of zipfile.
     except Exception as error:
         raise UserError(
-            f"{path} is no complete zip archive ({error}); remove it and get it again"
+            f"{path} is not a complete zip archive ({error}); remove it and get it again"
         ) from error
     names = {name for name in archive.namelist() if not name.endswith("/")}
     for name in names:
@@ -183,7 +183,7 @@ def unpacked(path: Path) -> Iterator[Path]:
             tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, zlib.error, RuntimeError
         ) as error:  # fmt: skip
             raise UserError(
-                f"{path} is no whole tar archive or zip archive ({_line(error)}); get it "
+                f"{path} is not a whole tar or zip archive ({_line(error)}); get it "
                 "again, or give a folder"
             ) from error
         yield place

@@ -91,7 +91,7 @@ def _arrays(path: Path) -> dict[tuple[str, str], NDArray[Any]]:
         why = " ".join(str(error).split())[:160] or type(error).__name__
         cut = ", it may be cut" if isinstance(error, (zipfile.BadZipFile, EOFError)) else ""
         raise UserError(
-            f"{path} is no whole file of numbers by numpy.save or numpy.savez ({why}{cut}); "
+            f"{path} is not a whole file of numbers by numpy.save or numpy.savez ({why}{cut}); "
             "nothing in it is unpickled"
         ) from error
     folds = {fold for fold, _ in found}

@@ -58,7 +58,7 @@ def _open(path: Path) -> _Array:
     # numpy has no one error for a file that is cut, pickled or something else.
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} is no whole .npy file of numbers ({why})") from error
+        raise UserError(f"{path} is not a whole .npy file of numbers ({why})") from error
     shape = mapped.shape
     if mapped.dtype != np.uint8 or len(shape) != 4 or shape[1:] != (32, 32, 3):
         raise UserError(

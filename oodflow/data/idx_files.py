@@ -116,7 +116,7 @@ def _array(content: bytes, rank: int) -> Tensor:
     if content.startswith(b"\x1f\x8b"):
         content = gzip.decompress(content)
     if not content.startswith(bytes([0, 0, 8, rank])):
-        raise ValueError(f"it is no idx file of bytes with {rank} axes")
+        raise ValueError(f"it is not an idx file of bytes with {rank} axes")
     sizes = struct.unpack_from(f">{rank}I", content, 4)
     start = 4 + 4 * rank
     if len(content) != start + math.prod(sizes):

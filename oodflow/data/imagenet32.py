@@ -92,14 +92,18 @@ def _load(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         batch = {_text(key): value for key, value in content.items()}
         rows, labels = batch["data"], np.asarray(batch["labels"])
     except KeyError as error:
-        raise UserError(f"{path} has no {error.args[0]!r}; it is no batch of ImageNet") from error
+        raise UserError(
+            f"{path} has no {error.args[0]!r}; it is not a batch of ImageNet"
+        ) from error
     # What broken bytes, and bytes made to break, end in is a dozen kinds of errors.
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} is damaged or no batch of downsampled ImageNet ({why})") from error
+        raise UserError(
+            f"{path} is damaged or not a batch of downsampled ImageNet ({why})"
+        ) from error
     problem = _problem(rows, labels)
     if problem:
-        raise UserError(f"{path} {problem}; it is no batch of ImageNet 32×32")
+        raise UserError(f"{path} {problem}; it is not a batch of ImageNet 32×32")
     return rows, labels.astype(np.int64) - 1
 
 

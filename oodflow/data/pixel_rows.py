@@ -28,7 +28,7 @@ def read(request: Request) -> Raw:
         pixels = torch.from_numpy(rows[:, :-1].reshape(-1, 1, SIDE, SIDE))
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(
-            f"{path} is no table of {SIDE}·{SIDE} levels and a label a row "
+            f"{path} is not a table of {SIDE}·{SIDE} levels and a label a row "
             f"({' '.join(str(error).split())}). {facts.obtain}"
         ) from error
     labels = torch.from_numpy(rows[:, -1]).long()

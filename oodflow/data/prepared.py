@@ -111,7 +111,7 @@ class Prepared:
         return array
 
     def _damaged(self, file: Path) -> UserError:
-        return UserError(f"{file} is damaged; make it anew: {preparing(self.facts.name)}")
+        return UserError(f"{file} is damaged; make it again: {preparing(self.facts.name)}")
 
 
 def preparing(name: str) -> str:
@@ -150,7 +150,7 @@ def find(facts: Dataset, data_dir: Path, stamp: str) -> Prepared | None:
     except PermissionError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is damaged; make it anew: {preparing(facts.name)}") from error
+        raise UserError(f"{file} is damaged; make it again: {preparing(facts.name)}") from error
     if made_from != stamp:
         return None
     sizes = {fold: folds[fold].count if fold in folds else 0 for fold in ("train", "test")}

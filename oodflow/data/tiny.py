@@ -83,7 +83,7 @@ def _numbers(path: Path) -> NDArray[np.int64]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text file with one number a line") from error
+        raise UserError(f"{path} is not a text file with one number a line") from error
     found = np.array(numbers, np.int64)
     return found[found > 0] - 1
 

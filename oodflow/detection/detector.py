@@ -414,7 +414,7 @@ def _model(folder: Path, role: str, digest: Any, device: str) -> DetectorModel:
     path = folder / f"{role}.safetensors"
     model, experiment, found = load_model(path)
     if found != digest:
-        raise UserError(f"{path} holds other weights than {FACTS_FILE} says; get it anew")
+        raise UserError(f"{path} holds other weights than {FACTS_FILE} says; get it again")
     return DetectorModel(model.to(device).eval(), experiment, found)
 
 
@@ -431,5 +431,5 @@ def _calibration_table(path: Path) -> pd.DataFrame:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(
-            f"{path} holds no calibration scores ({type(error).__name__}); get it anew"
+            f"{path} holds no calibration scores ({type(error).__name__}); get it again"
         ) from error

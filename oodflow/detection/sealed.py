@@ -54,7 +54,7 @@ def verified(folder: Path, known: Collection[str]) -> dict[str, Any]:
     found = set()
     for entry in os.scandir(folder):
         if entry.name not in {*known, FACTS_FILE}:
-            raise _refused(folder, f"{entry.name!r} is no file of a detector")
+            raise _refused(folder, f"{entry.name!r} is not a file of a detector")
         if entry.is_symlink() or not entry.is_file(follow_symlinks=False):
             raise _refused(folder, f"{entry.name} is a link or a folder and may lead out of it")
         found.add(entry.name)
@@ -62,7 +62,9 @@ def verified(folder: Path, known: Collection[str]) -> dict[str, Any]:
     files = facts["files"]
     for name in files:
         if name not in known:
-            raise _refused(folder, f"{FACTS_FILE} names {name!r}, which is no file of a detector")
+            raise _refused(
+                folder, f"{FACTS_FILE} names {name!r}, which is not a file of a detector"
+            )
     if found - {FACTS_FILE} != set(files):
         odd = sorted((found - {FACTS_FILE}) ^ set(files))[0]
         raise _refused(folder, f"{odd} is not both there and in {FACTS_FILE}")
@@ -91,7 +93,7 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 
 def _refused(folder: Path, why: str) -> UserError:
-    return UserError(f"the detector at {folder} is refused: {why}; build it again, or get it anew")
+    return UserError(f"the detector at {folder} is refused: {why}; build it again, or get it again")
 
 
 def _sha256(path: Path) -> str:

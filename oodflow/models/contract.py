@@ -215,7 +215,7 @@ def inverse(model: Any, build: Build) -> None:
 def probabilities(model: LikelihoodModel, build: Build) -> None:
     """All images of one pixel together have probability 1."""
     if model.uses_noise or not model.is_density:
-        raise DoesNotApply("it is no model of discrete pixels")
+        raise DoesNotApply("it is not a model of discrete pixels")
     if model.image_shape[0] != 1:
         raise DoesNotApply("images of one pixel are too many to sum over; try one channel")
     images = torch.arange(LEVELS, dtype=torch.uint8).view(LEVELS, 1, 1, 1)

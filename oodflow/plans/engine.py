@@ -170,7 +170,7 @@ def carry_out(
     # Finished tasks stay finished; the others may be done meanwhile, here or elsewhere.
     left = {task.name: task for task in chosen if outcomes[task.name].state != THERE}
     if len(left) < len(chosen):
-        console.say(f"{len(chosen) - len(left)} of {len(chosen)} tasks are there already")
+        console.say(f"{len(chosen) - len(left)} of {len(chosen)} tasks are done already")
     begin = time.monotonic()
     started: dict[str, float] = {}
     rivals: dict[str, Sighting] = {}
@@ -198,7 +198,7 @@ def carry_out(
             name, task = outcome.task.name, outcome.task
             seconds = time.monotonic() - started.pop(name)
             if outcome.state == LEASED:
-                console.say(f"{name}: {outcome.reason} works on it; it is tried again later")
+                console.say(f"{name}: {outcome.reason} is working on it; it is tried again later")
                 rivals[name] = Sighting(outcome.run_id)
                 continue
             outcomes[name] = outcome

@@ -231,7 +231,7 @@ def _steps(where: str, option: str, named: Any, before: Sequence[str]) -> tuple[
         raise UserError(f"{where}: {option} takes a run of one step, not of {len(names)}")
     for name in names:
         if name not in before:
-            raise UserError(f"{where}: {option} is {name!r}, which is no step before it")
+            raise UserError(f"{where}: {option} is {name!r}, which is not an earlier step")
     return tuple(names)
 
 

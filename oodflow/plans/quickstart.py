@@ -30,7 +30,7 @@ def quickstart(session: Session, options: QuickstartOptions) -> dict[str, Outcom
     dataset = lookup(plan.values["dataset"] if options.dataset == AUTO else options.dataset).name
     general = first_present(session, lookup(dataset).generals)
     if not general:
-        raise UserError(f"{dataset} has no general set that is there; use train and finetune")
+        raise UserError(f"{dataset} has no general set that is present; use train and finetune")
     # Absent data are noticed before anything is trained.
     session.described(dataset)
     laid_over = {

@@ -84,7 +84,7 @@ def command(chosen: ReproduceOptions) -> int:
                 lacking = [each for each in made if each.state in (FAILED, WAITING, ABSENT)]
                 _keep(session, record, made)
     except KeyboardInterrupt:
-        console.error("interrupted; the same command goes on where it was")
+        console.error("interrupted; the same command continues where it was")
         return 130
     runs.end(session.store, record, "FAILED" if lacking else "FINISHED")
     console.show(_by_step(made))
@@ -129,7 +129,7 @@ def _general_sets(session: Session, plan: RunPlan, given: str) -> dict[str, str]
         return {}
     name = lookup(own if given == AUTO else given).name
     if lookup(name).role != "general":
-        raise UserError(f"{name} is no general set; for a folder write folder:PATH?role=general")
+        raise UserError(f"{name} is not a general set; for a folder write folder:PATH?role=general")
     if given == AUTO and not session.present(name):
         # Every colour set of the paper has the same ones, in the order of their breadth.
         name = first_present(session, lookup("cifar10").generals) or name
@@ -213,7 +213,9 @@ def _show_dry_run(session: Session, tasks: Sequence[Task], wanted: Sequence[Task
     if measured and (line := busy(session.device, 1)):
         console.say(f"{line}: alone on it, trainings take less time than these estimates")
     if missing:
-        console.say("evaluations, analyses and reports take some seconds to minutes each on top")
+        console.say(
+            "evaluations, analyses and reports come on top and take seconds to minutes each"
+        )
     for costs, whence in (
         (from_runs, "from registered runs, evaluation included"),
         (measured, "measured now on random images, without evaluation"),

@@ -144,7 +144,7 @@ def read_reports(path: Path) -> list[Report]:
             reports.append(Report(**json.loads(line)))
         except (ValueError, TypeError) as error:
             raise UserError(
-                f"damaged journal: line {number} of {path} is no report; "
+                f"damaged journal: line {number} of {path} is not a report; "
                 f"remove {path.parent} to train the run from the beginning"
             ) from error
     return reports

@@ -398,7 +398,9 @@ def resolve(store: Store, reference: str) -> RunInfo:
         version = model_version(store, reference)
     except MlflowException as error:
         raise _no_version(reference) from error
-    return get(store, version.run_id or "")
+    if not version.run_id:
+        raise UserError(f"{reference} was registered without a run; choose a version that has one")
+    return get(store, version.run_id)
 
 
 def _named(store: Store, reference: str) -> RunInfo:
@@ -418,7 +420,7 @@ def _named(store: Store, reference: str) -> RunInfo:
             raise
     raise UserError(
         f"{reference!r} names {len(found)} runs, such as {found[0].run_id} and {found[1].run_id}; "
-        "give more of the id"
+        "give more digits of the id"
     )
 
 

@@ -65,7 +65,7 @@ class Store:
         # Not always the experiment of the store: `mlflow run` has its own default.
         page = self.page(self.client.get_run(run_id).info.experiment_id, run_id)
         command = self.ui_command
-        return f"{command}\n{page}" if command else page
+        return f"{command}\n{page}"
 
     @property
     def ui_command(self) -> str:

@@ -162,5 +162,5 @@ def _mourning(who: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise ResourceError(
-            f"process {rank()} of the training ends, as {who} has; see what that one says"
+            f"process {rank()} of the training ends because {who} ended; see its message"
         ) from error

@@ -99,7 +99,7 @@ def prepare_command(options: PrepareOptions) -> None:
         console.say(f"{name} {fold}: {known.count:,} images, digest {known.digest}")
     for fold in FOLDS:
         if getattr(facts, f"{fold}_size") and fold not in ready.folds:
-            console.say(f"{name} {fold}: not among the files, so the other fold serves alone")
+            console.say(f"{name} {fold}: not among the files, so only the other fold is used")
     _say_notes(ready)
     if ready.skipped:
         console.say(f"{ready.skipped} images could not be read and were left out")
@@ -162,7 +162,7 @@ def _checked(ready: Prepared, fold: str) -> tuple[str, ...]:
     if digest != known.digest:
         raise UserError(
             f"{ready.folder / f'{fold}.npy'} has digest {digest}, prepared was {known.digest}; "
-            f"make it anew: {preparing(ready.facts.name)}"
+            f"make it again: {preparing(ready.facts.name)}"
         )
     count = pixels[:, 0].size
     mean, std = sums / count, np.sqrt(np.maximum(squares / count - (sums / count) ** 2, 0))

@@ -62,7 +62,7 @@ def keeping(store: Store, folder: Path) -> Iterator[None]:
         else:
             said = (
                 f"the last good checkpoint and the journal are kept in {folder}; "
-                "once that is mended, the same command with --resume goes on"
+                "once that is mended, the same command with --resume continues"
             )
         raise ResourceError(f"{error}; {said}") from error
 

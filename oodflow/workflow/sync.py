@@ -107,7 +107,7 @@ def _deliver(session: Session, run_id: str, record: Record, folder: Path) -> str
     if not (folder / WEIGHTS).exists():
         runs.end(store, run_id, "FAILED" if failed else "KILLED")
         what = "it failed" if failed else "its training is not over"
-        return f"{done}; {what}: the same command with --resume goes on, or says why it cannot"
+        return f"{done}; {what}: the same command with --resume continues, or says why it cannot"
     deliver_weights(store, run_id, folder)
     dataset = lookup(record.tags["dataset"])
     if not session.present(dataset.name):

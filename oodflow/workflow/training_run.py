@@ -98,7 +98,7 @@ def train_run(
     else:
         if resume and (other := run_with_state(tags["spec"])):
             console.say(
-                f"{plan.name}: starts from the beginning, since run {other} is not in this store; "
+                f"{plan.name}: starting from the beginning, since run {other} is not here; "
                 f"`oodflow runs sync {other}` brings it here"
             )
         project_run = "" if parent else session.project_run
@@ -198,12 +198,14 @@ def _train(
     trainer = new_trainer(session, plan, data.inliers, data.outliers)
     model = trainer.model
     if damage:
-        console.say(f"{plan.name}: {damage}; goes back to the checkpoint before")
+        console.say(f"{plan.name}: {damage}; going back to the previous checkpoint")
     if state:
         trainer.restore(state)
-        console.say(f"{plan.name}: goes on at update {state.step} of {steps}")
+        console.say(f"{plan.name}: continues at update {state.step} of {steps}")
     elif resumed:
-        console.say(f"{plan.name}: run {run_id} has no checkpoint here, starts from the beginning")
+        console.say(
+            f"{plan.name}: run {run_id} has no checkpoint here; starting from the beginning"
+        )
     else:
         console.say(f"{plan.name}: run {run_id}, {steps} updates")
     _say_where_busy(session)

@@ -108,10 +108,10 @@ REFUSED = {
     "four channels": (lambda p: save(p, images(2, 8, 8, 4)), "1 or 3 channels"),
     "two layouts": (lambda p: save(p, images(2, 3, 8, 3)), "N×H×W×C as well as N×C×H×W"),
     "none": (lambda p: save(p, images(0, 8, 8)), "has shape 0×8×8"),
-    "cut": (lambda p: cut(p, images(9, 32, 32)), "is no whole file of numbers"),
+    "cut": (lambda p: cut(p, images(9, 32, 32)), "is not a whole file of numbers"),
     "pickled": (lambda p: save(p, np.array([Evil()], object), allow_pickle=True), "unpickled"),
-    "text": (lambda p: p.write_text("hello"), "is no whole file of numbers"),
-    "empty": (lambda p: p.touch(), "is no whole file of numbers"),
+    "text": (lambda p: p.write_text("hello"), "is not a whole file of numbers"),
+    "empty": (lambda p: p.touch(), "is not a whole file of numbers"),
 }
 
 

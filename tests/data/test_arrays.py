@@ -98,7 +98,7 @@ def test_a_truncated_file_is_named(tmp_path, keep):
     os.truncate(path, keep)
     with pytest.raises(UserError) as caught:
         ask(tmp_path)
-    assert str(caught.value).startswith(f"{path} is no whole .npy file of numbers")
+    assert str(caught.value).startswith(f"{path} is not a whole .npy file of numbers")
 
 
 class Attack:
@@ -112,16 +112,16 @@ class Attack:
 def test_pickled_objects_are_refused_and_not_run(tmp_path):
     path, trace = tmp_path / "objects.npy", tmp_path / "trace"
     np.save(path, np.array([Attack(trace)], object), allow_pickle=True)
-    with pytest.raises(UserError, match=r"objects\.npy is no whole"):
+    with pytest.raises(UserError, match=r"objects\.npy is not a whole"):
         ask(path)
     path.write_bytes(pickle.dumps(Attack(trace)))
-    with pytest.raises(UserError, match=r"objects\.npy is no whole"):
+    with pytest.raises(UserError, match=r"objects\.npy is not a whole"):
         ask(path)
     assert not trace.exists()
 
 
 def test_an_absent_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"absent\.npy is no whole"):
+    with pytest.raises(UserError, match=r"absent\.npy is not a whole"):
         ask(tmp_path / "absent.npy")
 
 

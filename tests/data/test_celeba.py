@@ -95,7 +95,7 @@ def test_a_truncated_archive_is_named(tmp_path, keep):
     write_zip(path)
     data = path.read_bytes()
     path.write_bytes(data[: int(keep * len(data)) if keep < 1 else keep])
-    with pytest.raises(UserError, match=r"img_align_celeba\.zip is no complete zip") as caught:
+    with pytest.raises(UserError, match=r"img_align_celeba\.zip is not a complete zip") as caught:
         celeba.read(ask(tmp_path))
     assert "\n" not in str(caught.value)
 

@@ -145,7 +145,7 @@ def test_a_cut_packed_file_is_named(tmp_path, keep):
 def test_images_where_labels_belong_are_refused(tmp_path):
     folder = write_folds(tmp_path / "flat")
     shutil.copy(folder / "train-images-idx3-ubyte", folder / "train-labels-idx1-ubyte")
-    with pytest.raises(UserError, match="labels-idx1-ubyte: it is no idx file of bytes with 1"):
+    with pytest.raises(UserError, match="labels-idx1-ubyte: it is not an idx file of bytes with 1"):
         prepare("mnist", tmp_path / "data", folder)
 
 
@@ -157,7 +157,7 @@ def test_a_zip_archive_that_leads_out_or_is_cut_is_refused(tmp_path):
         prepare("mnist", tmp_path / "data", path)
     assert not list(tmp_path.rglob("escaped"))
     path.write_bytes(b"PK\x03\x04 and nothing more")
-    with pytest.raises(UserError, match="evil.zip is no whole tar archive or zip archive"):
+    with pytest.raises(UserError, match="evil.zip is not a whole tar or zip archive"):
         prepare("mnist", tmp_path / "data", path)
 
 

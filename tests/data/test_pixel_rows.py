@@ -56,5 +56,5 @@ def test_another_table_is_refused(tmp_path, rows):
             prepare("mnist-5k", tmp_path / "data", path)
     path = write_rows(tmp_path / "cut.csv.gz", rows)
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(UserError, match="cut.csv.gz is no table of 28·28 levels"):
+    with pytest.raises(UserError, match="cut.csv.gz is not a table of 28·28 levels"):
         prepare("mnist-5k", tmp_path / "data", path)

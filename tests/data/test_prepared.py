@@ -77,7 +77,7 @@ def test_a_damaged_file_is_named_and_can_be_made_anew(small, tmp_path, name, dam
     with pytest.raises(UserError) as caught:
         load("sketch-shapes", "train", tmp_path)
     made_by = "oodflow datasets prepare sketch-shapes"
-    assert str(caught.value) == f"{file} is damaged; make it anew: {made_by}"
+    assert str(caught.value) == f"{file} is damaged; make it again: {made_by}"
     prepare("sketch-shapes", tmp_path)
     assert file.read_bytes() == whole
 
@@ -87,7 +87,7 @@ def test_damaged_facts_are_named(small, tmp_path, text):
     load("sketch-shapes", "train", tmp_path)
     file = tmp_path / "prepared" / "sketch-shapes" / "facts.json"
     file.write_text(text)
-    with pytest.raises(UserError, match="facts.json is damaged; make it anew"):
+    with pytest.raises(UserError, match="facts.json is damaged; make it again"):
         load("sketch-shapes", "train", tmp_path)
 
 

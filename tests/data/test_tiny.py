@@ -163,7 +163,7 @@ def test_an_unreadable_list_is_named(whole, tmp_path):
     with pytest.raises(UserError, match="absent.txt cannot be read"):
         ask(whole, tmp_path / "absent.txt")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\n")
-    with pytest.raises(UserError, match="binary is no text file"):
+    with pytest.raises(UserError, match="binary is not a text file"):
         ask(whole, tmp_path / "binary")
 
 

@@ -124,7 +124,7 @@ def test_a_truncated_archive_is_named(tmp_path, keep):
     path = write_zip(tmp_path / f"{TOP}.zip")
     data = path.read_bytes()
     path.write_bytes(data[: int(keep * len(data))])
-    with pytest.raises(UserError, match=rf"{TOP}\.zip is no complete zip archive"):
+    with pytest.raises(UserError, match=rf"{TOP}\.zip is not a complete zip archive"):
         read(ask(tmp_path))
 
 

@@ -319,5 +319,5 @@ def test_a_cut_archive_is_named(cifar10, tmp_path, size):
     with tarfile.open(archive, "w:gz") as packed:
         packed.add(root / "cifar-10-batches-py", "cifar-10-batches-py")
     archive.write_bytes(archive.read_bytes()[:size])
-    with pytest.raises(UserError, match="cut.tar.gz is no whole tar archive"):
+    with pytest.raises(UserError, match="cut.tar.gz is not a whole tar"):
         prepare("cifar10", tmp_path / "data", archive)

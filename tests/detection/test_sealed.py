@@ -68,7 +68,7 @@ def test_files_that_are_absent_are_noticed(folder):
 @pytest.mark.parametrize("name", ["model.pkl", "python_model.pkl", ".hidden", "weights.pt", "sub"])
 def test_files_that_no_detector_has_are_refused_and_not_run(folder, tmp_path, name):
     (folder / name).write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
-    refused(folder, f"'{name}' is no file of a detector")
+    refused(folder, f"'{name}' is not a file of a detector")
     assert not (tmp_path / "ran").exists()
 
 
@@ -95,7 +95,7 @@ def test_names_that_lead_out_are_refused(folder, name):
     facts = json.loads((folder / "detector.json").read_text())
     facts["files"][name] = "0" * 64
     (folder / "detector.json").write_text(json.dumps(facts))
-    refused(folder, "is no file of a detector")
+    refused(folder, "is not a file of a detector")
 
 
 @pytest.mark.parametrize(

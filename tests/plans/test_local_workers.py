@@ -172,7 +172,7 @@ def test_a_plan_completes_though_a_worker_is_killed_in_the_middle(together):
     workspace, _, (code, out, err) = together
     assert (code, err) == (0, "")
     assert out.count("its worker died (exit code -9); retry 1 of 2") == 1
-    assert out.count("goes on at update") == 1
+    assert out.count("continues at update") == 1
     states = [row["state"] for row in rows(workspace.store()).values()]
     assert states == ["there"] * TASKS
     assert "<table" in (workspace.folder / "report" / "report.html").read_text()
@@ -234,7 +234,7 @@ def test_ctrl_c_stops_the_workers_and_the_same_command_goes_on(
     code, out, err = under_way.ended()
     assert code == 130
     [line] = err.strip().splitlines()
-    assert line == "error: interrupted; the same command goes on where it was"
+    assert line == "error: interrupted; the same command continues where it was"
     assert "stopping the workers" in out
     assert waited_for(lambda: not marked(under_way.mark), 20)
     store = workspace.store()
@@ -243,9 +243,9 @@ def test_ctrl_c_stops_the_workers_and_the_same_command_goes_on(
     assert runs.find(store, {"kind": "claim"}) == []
     code, out, err = call(workspace, *TOGETHER).ended()
     assert (code, err) == (0, "")
-    assert "1 of 8 tasks are there already" in out
+    assert "1 of 8 tasks are done already" in out
     # They go on from the update they were at, in the same runs, to the same numbers.
-    assert out.count("goes on at update") == 2
+    assert out.count("continues at update") == 2
     made = {run.run_id for run in trainings(store)}
     assert {run_id for run_id, kind in killed.items() if kind == "finetune"} <= made
     assert results(store) == results(alone.store())
@@ -265,7 +265,7 @@ def test_workers_end_where_the_command_is_killed_and_the_same_command_goes_on(
     status = {run.tags["kind"]: run.status for run in runs.find(store, {})}
     assert (status["finetune"], status["reproduce"]) == ("KILLED", "RUNNING")
     code, out, err = call(workspace, *TOGETHER).ended()
-    assert (code, err) == (0, "") and out.count("goes on at update") == 2
+    assert (code, err) == (0, "") and out.count("continues at update") == 2
     assert results(store) == results(alone.store())
 
 

@@ -254,7 +254,7 @@ BROKEN = [
     (plan("{name: a, entry_point: train, with: {lr: 1}, each: {lr: [1]}}"), ["lr is given twice"]),
     (plan("{name: a, entry_point: train, seeds: 0}"), ["step a: seeds is 0", "how many"]),
     (plan("{name: a, entry_point: train, seeds: [1]}"), ["step a: seeds is [1]", "how many"]),
-    (plan("{name: a, entry_point: finetune, from: {init: a}}"), ["init is 'a'", "no step before"]),
+    (plan("{name: a, entry_point: finetune, from: {init: a}}"), ["init is 'a'", "not an earlier"]),
     (plan("{name: a, entry_point: finetune, from: {steps: a}}"), ["'steps'", "init, general"]),
     (
         plan(GENERAL + "\n  - {name: b, entry_point: finetune, from: {init: [general, b]}}"),

@@ -193,7 +193,7 @@ def test_after_it_the_same_command_goes_on(terminated, fork):
     workspace, *_ = terminated
     before = {run.run_id for run in runs.find(workspace.store(), {"kind": "finetune"})}
     call = fork(workspace, HERE)
-    call.when(lambda: "goes on at update" in call.out)
+    call.when(lambda: "continues at update" in call.out)
     call.send(signal.SIGINT)
     assert call.ended() == 130
     assert {run.run_id for run in runs.find(workspace.store(), {"kind": "finetune"})} == before

@@ -243,7 +243,7 @@ def test_a_second_call_makes_nothing_and_takes_the_run_that_mlflow_has_made(made
     claimed = store.client.create_run(store.experiment_id).info.run_id
     outcome = reproduce(workspace, "--plan", "plan.yaml", MLFLOW_RUN_ID=claimed)
     assert outcome.code == 0 and outcome.err == ""
-    assert "16 of 16 tasks are there already" in outcome.out and "/16]" not in outcome.out
+    assert "16 of 16 tasks are done already" in outcome.out and "/16]" not in outcome.out
     assert ids(store) == before | {claimed}
     assert parents(store) == grouped
     record = runs.get(store, claimed)
@@ -435,7 +435,7 @@ def test_an_interruption_is_exit_code_130_and_the_same_command_goes_on(trained):
     assert counts(dry.out, "interrupted") == counts(dry.out, "missing") == {"finetuned": 1}
     outcome = reproduce(trained, *words)
     assert outcome.code == 0, outcome.err
-    assert "goes on at update" in outcome.out
+    assert "continues at update" in outcome.out
     made = [runs.get(store, row["run_id"]) for row in outcomes(store).values()]
     assert [run.registered for run in made] == [True, True]
     assert killed["finetune"].run_id in {run.run_id for run in made}

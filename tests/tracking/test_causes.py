@@ -158,6 +158,25 @@ def test_weights_that_may_not_be_read_are_not_called_deleted(trained, closed):
     assert "deleted" not in done.stderr and "damage" not in done.stderr
 
 
+def test_a_version_that_holds_no_model_of_ours_is_one_line(trained):
+    """As ``mlflow.register_model`` makes them of any folder."""
+    store = trained.store()
+    report = runs.find(store, {"kind": "report"})[0].run_id
+    for name, source, run_id in (
+        ("folder", str(trained.folder), None),
+        ("figures", f"runs:/{report}/figures", report),
+    ):
+        store.client.create_registered_model(name)
+        store.client.create_model_version(name, source, run_id)
+        for command in ("sample", "score", "detect"):
+            more = [] if command == "sample" else [str(trained.folder)]
+            more += ["--out", "s.csv"] if command == "score" else []
+            outcome = trained.oodflow(command, f"models:/{name}/1", *more)
+            assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome.err
+            known = "holds no" if name == "figures" or command == "detect" else "without a run"
+            assert known in outcome.err
+
+
 def test_a_password_that_a_driver_takes_for_a_host_is_hidden():
     error = Exception('could not translate host name "s3cr3t@db" to address')
     assert "s3cr3t" not in cause(error, "postgresql://bob:a@s3cr3t@db/x")

@@ -111,7 +111,7 @@ def test_who_waits_goes_on_at_once_when_the_other_dies(blank, fork, reports_of):
     before = time.monotonic()
     assert second.ended() == 0, second.err
     assert time.monotonic() - before < leases.SILENCE / 2
-    assert "goes on at update" in second.out
+    assert "continues at update" in second.out
     [run] = runs.find(blank.store(), {"kind": "train"})
     assert run.registered and not left_over(blank)
 

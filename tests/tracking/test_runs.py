@@ -119,7 +119,9 @@ def test_the_beginning_of_an_id_and_a_name_lead_to_their_run(store):
     for digits in (8, 12, 31, 32):
         assert runs.resolve(store, first[:digits]).run_id == first
     assert runs.resolve(store, 'glow · it\'s "1"').run_id == first
-    with pytest.raises(UserError, match="'twice' names 2 runs.*give more of the id") as error:
+    with pytest.raises(
+        UserError, match="'twice' names 2 runs.*give more digits of the id"
+    ) as error:
         runs.resolve(store, "twice")
     assert second in one_line(error)
     for absent in ("0123abcd", "abc%", ""):

@@ -109,7 +109,7 @@ def test_a_fold_that_is_needed_and_absent_is_said_before_any_training(blank, fre
     words = ["--data-dir", str(fresh_data)]
     outcome = blank.oodflow("datasets", "prepare", "fashion-mnist", "--from", str(folder), *words)
     assert outcome.code == 0 and "fashion-mnist test: 30 images" in outcome.out
-    assert "fashion-mnist train: not among the files, so the other fold serves alone" in outcome.out
+    assert "fashion-mnist train: not among the files, so only the other fold is used" in outcome.out
     outcome = blank.oodflow("train", "--dataset", "fashion-mnist", *words, *tiny)
     assert outcome.code == 2 and outcome.err.count("\n") == 1
     assert "fashion-mnist was prepared without its train fold" in outcome.err

@@ -543,7 +543,7 @@ class Runs:
 
 def with_a_pickle(folder, marker):
     (folder / "model.pkl").write_bytes(pickle.dumps(Runs(marker)))
-    return "'model.pkl' is no file of a detector"
+    return "'model.pkl' is not a file of a detector"
 
 
 def with_a_pickle_for_weights(folder, marker):
@@ -567,7 +567,7 @@ def with_a_name_that_leads_out(folder, marker):
     facts = json.loads((folder / "detector.json").read_text())
     facts["files"]["../../MLmodel"] = "0" * 64
     (folder / "detector.json").write_text(json.dumps(facts))
-    return "'../../MLmodel', which is no file of a detector"
+    return "'../../MLmodel', which is not a file of a detector"
 
 
 HOSTILE = [

@@ -95,7 +95,7 @@ def test_a_terminated_run_is_resumed_to_the_same_numbers(
     workspace = copy_of(terminated, tmp_path)
     outcome = workspace.oodflow(*TRAIN, "--resume")
     assert outcome.code == 0, outcome.err
-    assert "goes on at update" in outcome.out
+    assert "continues at update" in outcome.out
     trained_run(workspace.store()).equals(uninterrupted)
 
 
@@ -114,8 +114,8 @@ def test_a_run_under_way_moves_to_another_store_and_goes_on_there(
     there = workspace.store().client.get_metric_history(run.run_id, "valid/bpd")
     assert [each.step for each in there] == [report.step for report in reports]
     outcome = workspace.oodflow(*TRAIN, "--resume")
-    assert f"goes on at update {reports[-1].step - 2}" in outcome.out or (
-        f"goes on at update {reports[-1].step}" in outcome.out
+    assert f"continues at update {reports[-1].step - 2}" in outcome.out or (
+        f"continues at update {reports[-1].step}" in outcome.out
     )
     trained_run(workspace.store()).equals(uninterrupted)
 
@@ -144,7 +144,7 @@ def test_a_newest_checkpoint_cut_short_falls_back_to_the_one_before(
     assert outcome.code == 0, outcome.err
     [said] = [line for line in outcome.out.splitlines() if "damaged" in line]
     assert "training.safetensors" in said and "checkpoint before" in said
-    assert "goes on at update" in outcome.out and "beginning" not in outcome.out
+    assert "continues at update" in outcome.out and "beginning" not in outcome.out
     trained_run(workspace.store()).equals(uninterrupted)
 
 
@@ -205,9 +205,9 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_after_space_is_made(
     [run] = runs.find(workspace.store(), {"seed": "7"})
     assert run.status == "FAILED"
     again = workspace.oodflow(*TRAIN, "--resume")
-    assert again.code == 1 and "goes on at update 4" in again.out
+    assert again.code == 1 and "continues at update 4" in again.out
     give(20 * state)
     outcome = workspace.oodflow(*TRAIN, "--resume")
     assert outcome.code == 0, outcome.err
-    assert "goes on at update 4" in outcome.out
+    assert "continues at update 4" in outcome.out
     trained_run(workspace.store()).equals(uninterrupted)

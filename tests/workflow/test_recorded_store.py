@@ -66,7 +66,7 @@ def test_a_finished_training_of_it_is_not_made_again(recorded):
 def test_its_interrupted_training_goes_on_in_the_same_run(recorded):
     outcome = recorded.oodflow(*FINETUNE, *SMALL, "--steps", "300", "--seeds", "9", "--resume")
     assert outcome.code == 0, outcome.err
-    assert "goes on at update " in outcome.out
+    assert "continues at update " in outcome.out
     run = runs.get(recorded.store(), INTERRUPTED)
     assert run.registered
     steps = runs.history(recorded.store(), INTERRUPTED, "train/bpd")

@@ -107,7 +107,7 @@ def test_killed_twice_at_any_moment_of_a_finetuning_and_resumed(
     assert 20 <= updates_done(trained) < 40
     outcome = trained.oodflow(*FINETUNE, "--resume")
     assert outcome.code == 0, outcome.err
-    assert "goes on at update" in outcome.out
+    assert "continues at update" in outcome.out
     trained_run(trained.store()).equals(uninterrupted["finetune"])
 
 
@@ -172,7 +172,7 @@ def test_a_run_stopped_by_ctrl_c_is_resumed_to_the_same_numbers(
     workspace = interrupted.workspace.clone(tmp_path / "workspace")
     outcome = workspace.oodflow(*TRAIN, "--resume")
     assert outcome.code == 0, outcome.err
-    assert "goes on at update" in outcome.out
+    assert "continues at update" in outcome.out
     trained_run(workspace.store()).equals(uninterrupted["train"])
     assert not state_file(workspace)
 
@@ -195,7 +195,7 @@ def test_a_job_that_is_terminated_between_two_reports_loses_no_update(
     assert run.status == "KILLED"
     outcome = ended.oodflow(*words, "--resume")
     assert outcome.code == 0, outcome.err
-    assert f"goes on at update {done} of 240" in outcome.out
+    assert f"continues at update {done} of 240" in outcome.out
     trained_run(ended.store()).equals(uninterrupted)
 
 

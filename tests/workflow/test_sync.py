@@ -90,7 +90,7 @@ def test_resuming_finishes_it_as_well_and_trains_nothing(left, whole, trained_ru
     workspace = left.clone(tmp_path / "workspace")
     outcome = workspace.oodflow(*FINETUNE, "--resume")
     assert outcome.code == 0, outcome.err
-    assert "goes on at update 6 of 6" in outcome.out
+    assert "continues at update 6 of 6" in outcome.out
     trained_run(workspace.store()).equals(whole)
 
 

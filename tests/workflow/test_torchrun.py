@@ -77,7 +77,7 @@ def test_interrupted_and_resumed_under_torchrun_it_is_the_run_of_one_process(
     process = under_torchrun(two, *TRAIN, "--resume")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert out.count("goes on at update") == 1
+    assert out.count("continues at update") == 1
     own_weights, own_history = result(two)
     assert own_weights.keys() == weights.keys()
     own, expected = (
