@@ -69,7 +69,9 @@ def say(line: str) -> None:
 
 
 def show(table: "Table") -> None:
-    """A results table, in its full width where no terminal limits it."""
+    """A results table, in its full width where no terminal limits it; else cells get more lines."""
+    for column in table.columns:
+        column.overflow = "fold"
     _print(table)
 
 
@@ -103,7 +105,7 @@ def show_rows(rows: Sequence[Mapping[str, str]], wrapped: str, less: Sequence[st
             del widths[key]
             left_out.append(key)
     for key in widths:
-        table.add_column(key, no_wrap=key != wrapped, overflow="fold")
+        table.add_column(key, no_wrap=key != wrapped)
     for row in rows:
         table.add_row(*(row[key] for key in widths))
     show(table)

@@ -11,6 +11,7 @@ import sys
 import termios
 
 import pytest
+from rich.table import Table
 
 from oodflow import console
 from oodflow.tracking import runs
@@ -124,6 +125,19 @@ def test_lines_end_between_words_unless_there_is_something_to_copy(monkeypatch, 
     for line in ("see it: http://127.0.0.1:5000/#/experiments/1", "do: oodflow runs list and more"):
         console.say(line)
         assert capsys.readouterr().out == f"{line}\n"
+
+
+def test_a_table_loses_nothing_in_a_narrow_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "30")
+    table = Table("file", "digest")
+    table.add_row("a/long/path/of/an/image.png", "0123456789abcdef")
+    console.show(table)
+    out = CONTROL.sub("", capsys.readouterr().out)
+    assert "…" not in out and all(len(line) <= 30 for line in out.splitlines())
+    cells = [re.split("[┃│]", line) for line in out.splitlines() if line.startswith("│")]
+    joined = ["".join(cell[number].strip() for cell in cells) for number in (1, 2)]
+    assert joined == ["a/long/path/of/an/image.png", "0123456789abcdef"]
 
 
 def test_json_of_runs_and_datasets_is_for_other_programs(quickstart):

@@ -169,6 +169,7 @@ def _by_step(made: Iterable[Outcome], costs: Mapping[Kind, float] | None = None)
     states = [state for state in STATES if any(each.state == state for each in everything)]
     columns = ("step", "entry point", "tasks", *states)
     table = Table(*columns, *(("training time",) if costs is not None else ()))
+    table.columns[0].no_wrap = True
     rows = [(name, outcomes[0].task.entry_point, outcomes) for name, outcomes in steps.items()]
     for name, entry_point, outcomes in [*rows, ("all", "", everything)]:
         counts = Counter(each.state for each in outcomes)

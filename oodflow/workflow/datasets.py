@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.table import Table
+from rich.table import Column, Table
 
 from oodflow import console
 from oodflow.data.catalog import CATALOG, FOLDS, OWN, Dataset, data_folder, lookup
@@ -114,7 +114,8 @@ def _say_notes(ready: Prepared) -> None:
 def check_command(options: CheckOptions) -> None:
     """Read a prepared dataset through: counts, shape, digest, statistics, and a contact sheet."""
     ready = described(options.dataset, data_folder(options.data_dir))
-    table = Table("fold", "images", "shape", "classes", "digest", "mean", "std", "labels")
+    digest = Column("digest", no_wrap=True)
+    table = Table("fold", "images", "shape", "classes", digest, "mean", "std", "labels")
     for fold in ready.folds:
         table.add_row(*_checked(ready, fold))
     console.show(table)
