@@ -92,7 +92,7 @@ def test_two_calls_share_the_work(shared):
     workspace, calls, _ = shared
     done = [call.out.count(": done in ") for call in calls]
     assert sum(done) == TASKS and min(done) >= 1
-    assert "works on it" in calls[0].out + calls[1].out
+    assert "is working on it" in calls[0].out + calls[1].out
     for record in runs.find(workspace.store(), {"kind": "reproduce"}):
         with runs.artifact(workspace.store(), record.run_id, "tasks.csv") as file:
             rows = file.read_text().splitlines()[1:]
@@ -105,7 +105,7 @@ def test_who_waits_goes_on_at_once_when_the_other_dies(blank, fork, reports_of):
     first = fork(blank, words)
     first.when(lambda: len(reports_of(blank)) >= 2)
     second = fork(blank, words, SOON)
-    second.when(lambda: "works on it" in second.out)
+    second.when(lambda: "is working on it" in second.out)
     assert f"process {first.process.pid}" in second.out
     first.send(signal.SIGKILL)
     before = time.monotonic()
