@@ -291,7 +291,9 @@ def _judge(
     """
     found: dict[str, list[str]] = {DOES_NOT_HOLD: [], UNDECIDED: [], HOLDS: []}
     single = {verdict: False for verdict in found}
-    for name, values in gaps.items():
+    for name, numbers_of_seeds in gaps.items():
+        # A diverged model has no finite likelihood to compare.
+        values = [value for value in numbers_of_seeds if math.isfinite(value)]
         if not values:
             continue
         # Rounded: 0.9 + 0.5 − 0.8 − 0.6 is not 0.

@@ -370,7 +370,9 @@ def _extremes(store: Store, registry: Registry) -> Iterator[Drawing]:
                 for score, label in EXTREME_ROWS.items()
                 if f"{score}/images" in arrays
             }
-            title = f"{number.upper()}: general images most like {dataset}, {what} outlier loss"
+            title = (
+                f"{number.upper()}: highest-scoring general images: {dataset}, {what} outlier loss"
+            )
             yield Drawing(
                 f"{number}-extremes-{dataset}" + ("" if loss in ("none", "binary") else f"-{loss}"),
                 title,

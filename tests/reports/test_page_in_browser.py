@@ -353,3 +353,18 @@ def test_verdicts_differ_in_more_than_their_colour(driver, page):
         return [...document.querySelectorAll(".claims strong")].map((verdict) =>
             getComputedStyle(verdict, "::before").content)""")
     assert len(set(signs)) == 4
+
+
+def test_print_leaves_out_what_paper_cannot_do_and_cuts_no_table(driver, page):
+    find(driver, "td button").click()
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})
+    try:
+        for selector in ("nav", ".controls", "[popover]:popover-open", "details"):
+            assert not find(driver, selector).is_displayed(), selector
+        for selector in (".claims", "#glossary", "#ran", "figure img"):
+            assert find(driver, selector).is_displayed(), selector
+        for frame in driver.find_elements(By.CSS_SELECTOR, ".scroll"):
+            assert frame.value_of_css_property("overflow") == "visible"
+            assert frame.value_of_css_property("max-height") == "none"
+    finally:
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
