@@ -45,7 +45,7 @@ FURTHER = {
     "train": "--resume",
     "finetune": "--resume",
     "bench": "--steps 1 --batch-size 2 --depth 1 --hidden 8",
-    "reproduce": "--dry-run",
+    "reproduce": "--dry-run --only general",
     "tune": "--trials 1",
 }
 # Options about files and servers that stand-ins do not need, with the number of their values.
