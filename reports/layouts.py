@@ -63,8 +63,8 @@ FOLD_NAMES = {"test": "Test fold", "train": "Training fold"}
 
 SPREAD = "In parentheses the standard deviation across seeds, a dash where there is one seed."
 BOLD = (
-    "Bold: a row's best mean, and all that Welch's t-test over the seeds does not tell from it at "
-    "5 %; a mean of one seed is told from any other."
+    "Bold: a row's best mean, and all means that Welch's t-test over the seeds cannot tell from it "
+    "at 5 %. With one seed there is no test, and the best mean alone is bold."
 )
 WITHIN = f"{MEAN} rows average within a seed first."
 CONFIDENCE = 0.95
