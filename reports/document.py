@@ -34,9 +34,9 @@ IN_ONE_SEED = " in one seed"
 """After a verdict without an interval."""
 
 HOW_CLAIMS_ARE_JUDGED = (
-    "Each number is a difference within a seed, averaged over n seeds; higher numbers speak for the "
-    "claim. AUROCs are in %. In brackets is the 95 % t interval over the seeds. A claim holds where "
-    "the interval is above its bound, and is undecided where the interval covers the bound. "
+    "Each number is a difference within a seed, averaged over n seeds; higher numbers speak for "
+    "the claim. AUROCs are in %. In brackets is the 95 % t interval over the seeds. A claim holds "
+    "where the interval is above its bound, and is undecided where the interval covers the bound. "
     "With one seed there is no interval, and the difference alone decides. A claim about several "
     "pairs of datasets holds if it holds in each; the intervals are not corrected for their number."
 )
