@@ -34,7 +34,8 @@ def list_command(options: RunListOptions) -> None:
         digits += 1
     rows = [_row(run, digits) for run in found]
     console.show_rows(rows, "name", LESS)
-    console.say(f"{len(found)} runs at\n{tracking_uri()}")
+    many = "s" * (len(found) != 1)
+    console.say(f"{len(found)} run{many} at\n{tracking_uri()}")
 
 
 def _row(run: RunInfo, digits: int) -> dict[str, str]:

@@ -124,7 +124,9 @@ def test_a_copied_folder_has_its_own_artifacts(tmp_path, monkeypatch, name, orig
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("name", ["My%20Project", "feature%2Fx", "100%", "what?", "a#b", "tab\tü"])
+@pytest.mark.parametrize(
+    "name", ["My%20Project", "feature%2Fx", "100%", "what?", "a#b", "tab\tü", "it's", 'q"q']
+)
 def test_a_store_in_a_folder_of_any_name_is_there_with_its_artifacts(tmp_path, monkeypatch, name):
     folder = tmp_path / name
     for each in (folder, tmp_path / "My Project"):

@@ -14,7 +14,9 @@ from PIL import Image
 
 from oodflow.errors import UserError
 from oodflow.tracking import runs
+from oodflow.tracking.journal import RECORD_FILE, read_record
 from oodflow.workflow.run_state import locked
+from oodflow.workflow.sync import _named
 
 pytestmark = pytest.mark.long
 
@@ -76,7 +78,7 @@ def test_a_run_is_finished_in_its_own_store_with_the_numbers_of_an_uninterrupted
 ):
     workspace = left.clone(tmp_path / "workspace")
     run_id = state_of(workspace).name
-    outcome = workspace.oodflow("runs", "sync", run_id)
+    outcome = workspace.oodflow("runs", "sync", run_id[:8])
     assert outcome.code == 0, outcome.err
     found = trained_run(workspace.store())
     found.equals(whole)
@@ -124,6 +126,17 @@ def test_a_run_that_nothing_is_kept_of_is_refused(left):
     outcome = left.oodflow("runs", "sync", "0" * 32)
     assert outcome.code == 2
     assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1
+
+
+def test_a_kept_run_is_named_by_its_id_its_beginning_or_its_name(left, state_of, monkeypatch):
+    monkeypatch.chdir(left.folder)
+    kept = state_of(left)
+    name = read_record(kept / RECORD_FILE).name
+    for reference in (kept.name, kept.name[:8], name):
+        assert _named([kept.name], reference) == kept.name
+    other = kept.name[:8] + "0" * 24
+    with pytest.raises(UserError, match="2 runs are kept of run"):
+        _named([kept.name, other], kept.name[:8])
 
 
 def test_a_run_in_the_hands_of_another_process_is_left_alone(left, state_of, tmp_path):
