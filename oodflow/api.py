@@ -342,7 +342,8 @@ def sample(options: SampleOptions) -> NDArray[np.uint8]:
 def find_runs(options: RunListOptions) -> tuple[RunInfo, ...]:
     """The runs in the store that match the filters, the newest first; ``seconds`` is how long.
 
-    Raises UserError where no store answers.
+    Of their numbers those that are MLflow metrics; :func:`get_run` has all of a run. Raises
+    UserError where no store answers.
 
     >>> {run.tags["kind"] for run in oodflow.find_runs(kind="train", registered=True)}
     {'train'}

@@ -5,7 +5,7 @@ HTML (:mod:`reports.page`), Markdown and LaTeX show the same words and numbers o
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 
 from reports.render import latex_text, markdown_text, to_markdown
 from reports.tables import Table
@@ -26,6 +26,9 @@ __all__ = [
     "to_latex_document",
     "to_markdown_document",
 ]
+
+ADDRESS = 80
+"""Characters by which the address of a figure grows in a run's description, about."""
 
 HOLDS, DOES_NOT_HOLD, UNDECIDED = "holds", "does not hold", "undecided"
 NOT_MEASURED = "not measured"
@@ -155,14 +158,25 @@ def to_markdown_document(document: Document) -> str:
 
 
 def to_description(document: Document, most: int) -> str:
-    """The first claims and tables as Markdown of at most so many characters, none of them cut."""
+    """The first claims, tables and figures as Markdown of at most so many characters, none cut.
+
+    Figures take at most half of it, with the addresses that a run gives them in its description.
+    """
     brief = replace(document, glossary={}, pictures=(), ran=())
+    links = [f"\n{_image(picture)}\n" for picture in document.pictures]
+    sizes = accumulate(len(link) + ADDRESS for link in links)
+    fitting = [size for size in sizes if 2 * size <= most]
+    room = most - (fitting[-1] if fitting else 0)
     found = "The whole report is the artifact `report.html`.\n"
     for part in _markdown_parts(brief):
-        if len(found) + 1 + len(part) > most:
+        if len(found) + 1 + len(part) > room:
             break
         found += f"\n{part}"
-    return found
+    return found + "".join(links[: len(fitting)])
+
+
+def _image(picture: Picture) -> str:
+    return f"![{markdown_text(picture.title)}](figures/{picture.name}.png)"
 
 
 def _markdown_parts(document: Document) -> list[str]:
@@ -186,9 +200,8 @@ def _markdown_parts(document: Document) -> list[str]:
         parts.append(f"## {markdown_text(family.title)}\n")
         parts += [to_markdown(table) for table in family.tables.values()]
         for picture in family.pictures:
-            title = markdown_text(picture.title)
             parts.append(
-                f"### {title}\n\n![{title}](figures/{picture.name}.png)\n\n"
+                f"### {markdown_text(picture.title)}\n\n{_image(picture)}\n\n"
                 f"{markdown_text(picture.caption)}\n"
             )
     if document.ran:

@@ -25,6 +25,7 @@ from oodflow.presets import usual_loss
 from oodflow.tracking import runs
 from oodflow.tracking.leases import leased_in_turn
 from oodflow.tracking.run_info import RunInfo
+from oodflow.tracking.views import TRIALS
 from oodflow.workflow.session import Session, open_session
 from oodflow.workflow.training_plan import TrainingPlan, run_tags
 from tuning.figures import ARTIFACTS, save_figures, show_figures
@@ -54,7 +55,7 @@ def command(options: TuneOptions) -> None:
     if find_spec("optuna_dashboard"):
         words = ["optuna-dashboard", options.storage.removeprefix("journal:")]
         console.say(f"see the study: {shlex.join([*words, '--artifact-dir', ARTIFACTS])}")
-    console.say(f"see it: {session.store.how_to_see(run.run_id)}")
+    console.say(f"see it: {session.store.how_to_see(run.run_id, TRIALS)}")
 
 
 def tune(session: Session, chosen: TuneOptions) -> RunInfo:

@@ -62,7 +62,7 @@ class Validation:
         )
 
     def __call__(self, model: LikelihoodModel) -> dict[str, float]:
-        """``valid/bpd`` and ``valid/auroc/<ood>/<score>`` of the model as it is now.
+        """``valid/bpd``, ``valid/auroc/<ood>/<score>`` and their mean of the model as it is now.
 
         ``valid/non_finite_images`` counts the own images without a finite likelihood. If that is
         all of them, there are no AUROCs.
@@ -83,4 +83,8 @@ class Validation:
                 if score in scores[""]:
                     value = auroc(scores[""][score], scores[ood][score])
                     metrics[f"valid/auroc/{ood}/{score}"] = value
+        for score in VALIDATION_SCORES:
+            values = [value for name, value in metrics.items() if name.endswith(f"/{score}")]
+            if values:
+                metrics[f"valid/auroc/mean/{score}"] = float(np.mean(values))
         return metrics

@@ -45,6 +45,7 @@ from oodflow.plans.task_runs import EACH_TIME, INTERRUPTED, MISSING, THERE
 from oodflow.plans.tasks import TRAINING, Task, expand
 from oodflow.plans.worker import Place
 from oodflow.tracking import runs
+from oodflow.tracking.views import AUROC
 from oodflow.workflow.planning import first_present
 from oodflow.workflow.session import Session, open_session
 from oodflow.workflow.training_plan import device_name
@@ -93,7 +94,7 @@ def command(chosen: ReproduceOptions) -> int:
         counts = Counter(each.state for each in lacking)
         said = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
         console.error(f"{said} of {len(made)} tasks; fix the cause and repeat the same command")
-    console.say(f"see it: {session.store.how_to_see(record)}")
+    console.say(f"see it: {session.store.how_to_see(record, AUROC)}")
     return 1 if lacking else 0
 
 

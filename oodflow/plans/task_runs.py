@@ -22,7 +22,7 @@ from oodflow.tracking import runs
 from oodflow.tracking.run_info import RunInfo
 from oodflow.workflow.analyse import analyse
 from oodflow.workflow.evaluate import contrasts, evaluate, general_models
-from oodflow.workflow.evaluation_run import evaluate_run
+from oodflow.workflow.evaluation_run import describe_run, evaluate_run
 from oodflow.workflow.planning import make_plan
 from oodflow.workflow.seeds import finish
 from oodflow.workflow.session import Session
@@ -134,7 +134,8 @@ def _evaluate(session: Session, task: Task) -> str:
         run = runs.get(session.store, options.run)
         models = general_models(session, run, options)
         beside = contrasts(session, run, options, *models)
-        evaluate_run(session, run, beside, options.ood, options.limit)
+        result = evaluate_run(session, run, beside, options.ood, options.limit)
+        describe_run(session, result.run)
         return run.run_id
     made = evaluate(session, options)
     if SUBJECT in task.needs:

@@ -7,19 +7,23 @@ carries out even later, such as one in the queue of a stopped server, does no ha
 its time, and MLflow's databases hold a metric of the same step, time and value once.
 """
 
+import importlib.util
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
+
 from oodflow import console
-from oodflow.errors import ResourceError
+from oodflow.errors import ResourceError, UserError
 from oodflow.tracking import runs
 from oodflow.tracking.causes import cause
 from oodflow.tracking.journal import Report
+from oodflow.tracking.numbers import CURVES, curves
 from oodflow.tracking.store import Store, failing_fast
 
-__all__ = ["Delivery", "delivering", "log_reports"]
+__all__ = ["Delivery", "delivering", "log_curves", "log_reports", "monitored"]
 
 PAUSE = 1.0
 """Seconds between a failure and the next attempt."""
@@ -37,11 +41,19 @@ def log_reports(store: Store, run_id: str, reports: Sequence[Report], unclear: b
     """
     logged: dict[str, set[int]] = {}
     for report in reports:
-        *_, last = report.metrics
+        metrics = curves(report.metrics)
+        *_, last = metrics
         if unclear and last not in logged:
             logged[last] = set(runs.history(store, run_id, last))
         if report.step not in logged.get(last, ()):
-            runs.log_metrics(store, run_id, report.metrics, report.step, report.time)
+            runs.log_metrics(store, run_id, metrics, report.step, report.time)
+
+
+def log_curves(store: Store, run_id: str, reports: Sequence[Report]) -> None:
+    """All that the reports of a training hold, as a table of its run; a row for each report."""
+    names = [*dict.fromkeys(name for report in reports for name in report.metrics)]
+    rows = ((report.step, *map(report.metrics.get, names)) for report in reports)
+    runs.log_table(store, run_id, ("step", *names), rows, CURVES)
 
 
 class Delivery:
@@ -133,3 +145,26 @@ def delivering(
         raise ResourceError(
             f"{lacking} reports could not be delivered to the MLflow store at {store.uri} ({why})"
         )
+
+
+@contextmanager
+def monitored(store: Store, run_id: str) -> Iterator[None]:
+    """Log what the machine does as ``system/…`` of a run, where MLflow's own variable asks for it.
+
+    MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=true; MLflow does so itself for the runs that it starts.
+    Raises UserError without psutil, which measures.
+    """
+    if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+        yield
+        return
+    if importlib.util.find_spec("psutil") is None:
+        name = MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.name
+        raise UserError(f"{name} is set, but psutil is not there: pip install psutil, or unset it")
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=store.uri)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()

@@ -52,14 +52,14 @@ def read_registry(store: Store) -> Registry:
     trained = [run for run in found if run.tags["kind"] in ("train", "finetune")]
     choice = choose_runs(run for run in trained if run.tags.get("dataset"))
     known = {run.run_id for run in trained}
-    chosen = [_without_lost_contrasts(run, known) for run in choice.runs]
+    chosen = [_without_lost_contrasts(runs.whole(store, run), known) for run in choice.runs]
     order = {name: position for position, name in enumerate(CATALOG.names())}
     chosen.sort(key=lambda run: (order.get(run.tags["dataset"], len(order)), seed_of(run)))
     ids = {run.run_id for run in chosen}
     return Registry(
         training=tuple(chosen),
         evaluations=tuple(
-            run
+            runs.whole(store, run)
             for run in found
             if run.tags["kind"] == "evaluate" and run.tags.get("evaluated") in ids
         ),

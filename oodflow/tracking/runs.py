@@ -3,12 +3,13 @@
 import json
 import os
 import re
+import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,20 +28,26 @@ from mlflow.entities import (
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
+from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils import name_utils
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.git_utils import get_git_commit
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_SOURCE_NAME
 from mlflow.utils.uri import is_local_uri
 from numpy.typing import NDArray
 
 from oodflow.errors import ResourceError, UserError, without_secrets
 from oodflow.tracking.causes import cause
+from oodflow.tracking.dataset_source import CatalogueSource, schema_of
+from oodflow.tracking.numbers import TABLE, decoded, encoded
 from oodflow.tracking.run_info import COMMIT, PARENT, PREFIX, RunInfo
 from oodflow.tracking.store import Store, failing_fast, is_missing
 
 __all__ = [
     "DatasetUse",
+    "ModelCard",
     "artifact",
+    "describe_model",
     "end",
     "ended_on_error",
     "equals",
@@ -53,7 +60,9 @@ __all__ = [
     "log_datasets",
     "log_image",
     "log_metrics",
+    "log_numbers",
     "log_parameters",
+    "log_table",
     "log_text",
     "model_uri",
     "model_version",
@@ -66,6 +75,7 @@ __all__ = [
     "resolve",
     "set_tags",
     "start",
+    "whole",
 ]
 
 PATTERN_SIGNS = r"""['"\\%]"""
@@ -73,6 +83,9 @@ PATTERN_SIGNS = r"""['"\\%]"""
 
 SHORT_ID = re.compile("[0-9a-f]{4,31}")
 """The beginning of a run's id."""
+
+FIGURE = re.compile(r"(!\[[^\]]*\]\()(figures/[^)]+)\)")
+"""A picture in Markdown, by its path among a run's artifacts."""
 
 BATCH = 900
 """Metrics sent in one request; MLflow takes at most 1 000."""
@@ -126,19 +139,32 @@ def start(
     they are the own commit and now.
     """
     ours = {PREFIX + key: without_secrets(value) for key, value in tags.items()}
-    if commit := commit or own_commit():
-        ours[COMMIT] = commit
     if parent:
         ours[PARENT] = parent
+    origin = _origin() | ({COMMIT: commit} if commit else {})
     if not project_run:
         # MLflow folds runs under a parent of the same experiment only.
         beside = store.client.get_run(parent).info.experiment_id if parent else ""
         where = beside or store.experiment_id
-        return store.client.create_run(where, started or None, ours, name).info.run_id
-    if _is_generated(store.client.get_run(project_run).info.run_name or ""):
+        return store.client.create_run(where, started or None, origin | ours, name).info.run_id
+    there = store.client.get_run(project_run)
+    if _is_generated(there.info.run_name or ""):
         store.client.update_run(project_run, name=name)
+    # What mlflow has set of the project stays.
+    ours |= {key: value for key, value in origin.items() if key not in there.data.tags}
     store.client.log_batch(project_run, tags=[RunTag(key, value) for key, value in ours.items()])
     return project_run
+
+
+@cache
+def _origin() -> dict[str, str]:
+    """MLflow's own tags of who runs what: user, source, and the commit of this package."""
+    found = resolve_tags().items()
+    # Of git mlflow finds the repository that the started program lies in, which may be another.
+    tags = {key: without_secrets(value) for key, value in found if ".git." not in key}
+    if Path(sys.argv[0]).name in ("oodflow", "__main__.py"):
+        tags[MLFLOW_SOURCE_NAME] = "oodflow"
+    return tags | ({COMMIT: own_commit()} if own_commit() else {})
 
 
 def _is_generated(name: str) -> bool:
@@ -226,10 +252,15 @@ def nest(store: Store, run_id: str, parent: str) -> None:
 
 
 def set_tags(store: Store, run_id: str, tags: Mapping[str, str], description: str = "") -> None:
-    """Set our tags, and the run's description in Markdown where one is given."""
+    """Set our tags, and the run's description in Markdown where one is given.
+
+    The run's own ``figures/`` are shown in it.
+    """
     entities = [RunTag(PREFIX + key, without_secrets(value)) for key, value in tags.items()]
     if description:
-        entities.append(RunTag("mlflow.note.content", without_secrets(description)))
+        # By the address at which the MLflow UI fetches artifacts itself.
+        note = FIGURE.sub(rf"\1get-artifact?path=\2&run_uuid={run_id})", description)
+        entities.append(RunTag("mlflow.note.content", without_secrets(note)))
     store.client.log_batch(run_id, tags=entities)
 
 
@@ -250,6 +281,28 @@ def log_metrics(
     entities = [Metric(key, value, at, step) for key, value in metrics.items()]
     for first in range(0, len(entities), BATCH):
         store.client.log_batch(run_id, metrics=entities[first : first + BATCH])
+
+
+def log_numbers(
+    store: Store, run_id: str, numbers: Mapping[str, float], metrics: Mapping[str, float]
+) -> None:
+    """Log those numbers of a run that are ``metrics``, and all of them as its table.
+
+    :func:`get` reads them from there.
+    """
+    log_metrics(store, run_id, metrics)
+    log_table(store, run_id, ("metric", "value"), sorted(numbers.items()), TABLE)
+    set_tags(store, run_id, {"table": TABLE})
+
+
+def whole(store: Store, run: RunInfo) -> RunInfo:
+    """The run with all its numbers as ``metrics``, also those that are in its table alone."""
+    if "table" not in run.tags:
+        return run
+    # Without it there are still the metrics.
+    with suppress(UserError), artifact(store, run.run_id, TABLE) as file:
+        return replace(run, metrics={**run.metrics, **decoded(file.read_text())})
+    return run
 
 
 def history(store: Store, run_id: str, name: str) -> dict[int, float]:
@@ -275,6 +328,8 @@ class DatasetUse:
     context: str
     source: str
     """The name under which the catalogue finds it."""
+    channels: int = 0
+    """Of its images; 0 where a journal does not say it, which an older version wrote."""
 
 
 def log_datasets(store: Store, run_id: str, uses: Iterable[DatasetUse]) -> None:
@@ -284,8 +339,9 @@ def log_datasets(store: Store, run_id: str, uses: Iterable[DatasetUse]) -> None:
             Dataset(
                 name=f"{use.name}-{use.fold}",
                 digest=use.digest,
-                source_type="oodflow",
-                source=json.dumps({"dataset": use.source, "fold": use.fold}),
+                source_type=CatalogueSource.SOURCE_TYPE,
+                source=CatalogueSource(use.source, use.fold).to_json(),
+                schema=schema_of(use.channels),
                 profile=json.dumps({"num_rows": use.size}),
             ),
             [InputTag("mlflow.data.context", use.context)],
@@ -317,6 +373,20 @@ def log_text(store: Store, run_id: str, text: str, path: str) -> None:
         store.client.log_text(run_id, text, path)
     except OSError as error:
         raise ResourceError(f"cannot write artifacts of run {run_id}: {cause(error)}") from error
+
+
+def log_table(
+    store: Store, run_id: str, columns: Sequence[str], rows: Iterable[Sequence[object]], path: str
+) -> None:
+    """Put a table as the artifact ``path``, in the form that the MLflow UI shows and compares.
+
+    It takes the place of an earlier one, which ``mlflow.log_table`` would append to.
+    """
+    log_text(store, run_id, encoded(columns, rows), path)
+    listed = store.client.get_run(run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]")
+    tables = [*json.loads(listed), {"path": path, "type": "table"}]
+    if len({each["path"] for each in tables}) == len(tables):
+        store.client.set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps(tables))
 
 
 def log_image(store: Store, run_id: str, image: NDArray[np.uint8], key: str) -> None:
@@ -370,7 +440,7 @@ def exists(store: Store, run_id: str) -> bool:
 
 
 def get(store: Store, run_id: str) -> RunInfo:
-    """One run by its id; UserError where it does not exist or was deleted."""
+    """One run by its id, with all its numbers; UserError where it is not there or was deleted."""
     try:
         run = store.client.get_run(run_id)
     except MlflowException as error:
@@ -383,7 +453,7 @@ def get(store: Store, run_id: str) -> RunInfo:
         raise UserError(
             f"run {run_id!r} was deleted; `mlflow runs restore --run-id {run_id}` brings it back"
         )
-    return _info(run)
+    return whole(store, _info(run))
 
 
 def resolve(store: Store, reference: str) -> RunInfo:
@@ -415,7 +485,7 @@ def _named(store: Store, reference: str) -> RunInfo:
             named = _search(store, [ours, equals("attributes.run_name", reference)])
             found = [run for run in named if run.name == reference]
         if len(found) == 1:
-            return found[0]
+            return whole(store, found[0])
         if not found:
             raise
     raise UserError(
@@ -445,7 +515,7 @@ def _no_version(reference: str) -> UserError:
 
 
 def find(store: Store, tags: Mapping[str, str], status: str = "") -> list[RunInfo]:
-    """All runs with these tags that were not deleted, the newest first.
+    """All runs with these tags that were not deleted, the newest first; their MLflow metrics alone.
 
     In every experiment: ``mlflow run`` puts the run of a command into its own default one.
     """
@@ -507,22 +577,53 @@ def model_uri(store: Store, run_id: str) -> str:
     return f"models:/{found[0].name}/{found[0].version}" if found else ""
 
 
-def register(store: Store, run_id: str, name: str) -> str:
+@dataclass(frozen=True)
+class ModelCard:
+    """What the registry says of a version of a model."""
+
+    about: str = ""
+    """A line on all versions of its name."""
+    description: str = ""
+    """Of the version, in Markdown."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Ours, without their prefix."""
+
+
+BLANK = ModelCard()
+
+
+def register(store: Store, run_id: str, name: str, card: ModelCard = BLANK, alias: str = "") -> str:
     """Give the run's checkpoint a version under ``name`` in the model registry, and its tag.
 
-    A run that has a version keeps it. Returns the version.
+    ``alias`` names a new version from then on. A run that has a version keeps it. Returns the
+    version.
     """
+    client, about = store.client, without_secrets(card.about)
     try:
-        store.client.create_registered_model(name)
+        client.create_registered_model(name, description=about)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     clauses = f"{equals('name', name)} and {equals('run_id', run_id)}"
-    known = store.client.search_model_versions(clauses)
+    known = client.search_model_versions(clauses)
     if known:
         version = known[0].version
     else:
-        source = f"runs:/{run_id}/checkpoints"
-        version = store.client.create_model_version(name, source, run_id).version
+        source, note = f"runs:/{run_id}/checkpoints", without_secrets(card.description)
+        tags = {PREFIX + key: value for key, value in card.tags.items()}
+        made = client.create_model_version(name, source, run_id, tags, description=note)
+        version = made.version
+        if alias:
+            client.set_registered_model_alias(name, alias, version)
     set_tags(store, run_id, {"registered": "true"})
     return str(version)
+
+
+def describe_model(store: Store, uri: str, card: ModelCard) -> None:
+    """Let the registry say of ``models:/NAME/VERSION`` what a card says."""
+    name, version = uri.removeprefix("models:/").rsplit("/", 1)
+    if card.about and not store.client.get_registered_model(name).description:
+        store.client.update_registered_model(name, without_secrets(card.about))
+    store.client.update_model_version(name, version, without_secrets(card.description))
+    for key, value in card.tags.items():
+        store.client.set_model_version_tag(name, version, PREFIX + key, value)

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path, PurePosixPath
 from platform import python_version
@@ -24,9 +24,7 @@ __all__ = ["downloaded", "log_model", "make_loadable", "set_alias"]
 TRACKING_URI = "MLFLOW_TRACKING_URI"
 
 
-def log_model(
-    store: Store, run_id: str, registered_name: str, tags: Mapping[str, str], **package: Any
-) -> str:
+def log_model(store: Store, run_id: str, registered_name: str, **package: Any) -> str:
     """Log a model from code on a run and register it; returns the version.
 
     ``package`` are arguments of ``mlflow.pyfunc.log_model``. Raises ResourceError where the store
@@ -52,10 +50,7 @@ def log_model(
         os.environ.pop(TRACKING_URI, None)
         if variable is not None:
             os.environ[TRACKING_URI] = variable
-    version = str(info.registered_model_version)
-    for key, value in tags.items():
-        store.client.set_model_version_tag(registered_name, version, PREFIX + key, value)
-    return version
+    return str(info.registered_model_version)
 
 
 def set_alias(store: Store, name: str, alias: str, version: str) -> None:

@@ -5,8 +5,9 @@ import logging
 import os
 import shlex
 import sqlite3
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote, urlparse
@@ -16,6 +17,7 @@ from oodflow.files import exclusively
 from oodflow.tracking.causes import cause, cure_of
 from oodflow.tracking.relocation import relocate
 from oodflow.tracking.run_info import sqlite_file, tracking_uri
+from oodflow.tracking.views import WORKFLOW, View, missing_views
 
 # Read when mlflow is imported; the environment may turn its usage telemetry on.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -60,10 +62,16 @@ class Store:
     uri: str
     experiment_id: str
 
-    def how_to_see(self, run_id: str) -> str:
-        """How to see a run in the MLflow UI: the command, and on a line of its own the address."""
+    def how_to_see(self, run_id: str, view: View | None = None) -> str:
+        """How to see a run in the MLflow UI, or those beside it in a view.
+
+        The command, and on a line of its own the address.
+        """
         # Not always the experiment of the store: `mlflow run` has its own default.
-        page = self.page(self.client.get_run(run_id).info.experiment_id, run_id)
+        experiment = self.client.get_run(run_id).info.experiment_id
+        page = self.page(experiment, run_id)
+        if view and experiment == self.experiment_id:
+            page = self._address(f"{experiment}/{view.link}")
         command = self.ui_command
         return f"{command}\n{page}"
 
@@ -79,8 +87,11 @@ class Store:
 
     def page(self, experiment_id: str, run_id: str) -> str:
         """Address of a run in the MLflow UI."""
+        return self._address(f"{experiment_id}/runs/{run_id}?{WORKFLOW}")
+
+    def _address(self, page: str) -> str:
         base = "http://127.0.0.1:5000" if self.ui_command else without_secrets(self.uri).rstrip("/")
-        return f"{base}/#/experiments/{experiment_id}/runs/{run_id}"
+        return f"{base}/#/experiments/{page}"
 
 
 def open_store(uri: str = "") -> Store:
@@ -97,6 +108,10 @@ def open_store(uri: str = "") -> Store:
             _connect_once(uri)
             client = MlflowClient(uri)
             found = experiment_of(client)
+            # Who may only read has no views made; that is no reason to stop.
+            with suppress(MlflowException):
+                for tag, value in missing_views(found.tags, int(time.time() * 1000)):
+                    client.set_experiment_tag(found.experiment_id, tag, value)
     except UserError:
         raise
     except Exception as error:

@@ -26,7 +26,7 @@ __all__ = ["analyse", "command"]
 
 ALL = "all"
 
-INHERITED = ("model", "dataset", "role", "setting", "outlier_loss", "init", "seed")
+INHERITED = ("model", "dataset", "role", "setting", "outlier_loss", "init", "seed", "group")
 """Tags that an analysis takes from the analysed run."""
 
 LOSSES = {"extremes": ("none", "binary")}
@@ -140,6 +140,8 @@ def _record(session: Session, task: AnalysisTask, parent: str = "", project_run:
         metrics = {key: value for key, value in findings.metrics.items() if math.isfinite(value)}
         runs.log_metrics(store, record, metrics)
         _keep(session, record, f"{task.analysis}.npz", findings.arrays)
+        for key, picture in findings.pictures.items():
+            runs.log_image(store, record, picture.numpy(), key)
         runs.set_tags(store, record, findings.tags)
         runs.set_tags(store, record, {}, description=_markdown(runs.get(store, record)))
         runs.set_tags(store, record, {"registered": "true"})

@@ -28,6 +28,7 @@ from oodflow.evaluation.extremes import highest, random_subset
 from oodflow.evaluation.field_scores import statistics_of
 from oodflow.evaluation.fourier import derangement, fourier_mix
 from oodflow.evaluation.metrics import auroc, evaluate_scores
+from oodflow.evaluation.sampling import grid
 from oodflow.evaluation.scores import absent_scores, clip_non_finite, compute_scores
 from oodflow.experiment import json_hash
 from oodflow.models.likelihood import NOISE_FREE
@@ -65,6 +66,8 @@ class Findings:
     metrics: Mapping[str, float]
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    pictures: Mapping[str, Tensor] = field(default_factory=dict)
+    """Name → picture, uint8 H×W×3, that the MLflow UI shows."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,9 @@ def fourier(session: Session, run: RunInfo, chosen: AnalyseOptions) -> AnalysisT
         shown = np.argsort(own == other, kind="stable")[:EXAMPLES]
         donors = {"amplitude": pool[amplitude[shown]], "phase": pool[phase[shown]]}
         examples = donors | {"mixed": fourier_mix(**donors)}
-        return Findings(metrics, {name: images.numpy() for name, images in examples.items()})
+        arrays = {name: images.numpy() for name, images in examples.items()}
+        rows = grid(torch.cat([*examples.values()]), len(shown))
+        return Findings(metrics, arrays, pictures={"amplitude phase mix": rows})
 
     return AnalysisTask("fourier", run, (session.model(run),), tuple(sets), measure)
 
@@ -259,11 +264,14 @@ def extremes(session: Session, run: RunInfo, chosen: AnalyseOptions) -> Analysis
                 images.pixels, subset, score, chosen.top, batch_size=BATCH, on_progress=advance
             )
         metrics, arrays = {"extremes/images": float(len(subset))}, {}
+        pictures = {}
         for name, (values, positions) in rankings.items():
             metrics[f"extremes/{name}/threshold"] = float(values[-1])
-            arrays[f"{name}/images"] = images.pixels[torch.from_numpy(positions)].numpy()
+            best = images.pixels[torch.from_numpy(positions)]
+            pictures[f"highest {name}"] = grid(best)
+            arrays[f"{name}/images"] = best.numpy()
             arrays |= {f"{name}/values": values, f"{name}/indices": positions}
-        return Findings(metrics, arrays)
+        return Findings(metrics, arrays, pictures=pictures)
 
     options = {"top": chosen.top, "subset": len(subset)}
     tags = {"general_run": general.run_id}

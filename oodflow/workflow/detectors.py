@@ -27,6 +27,7 @@ from oodflow.tracking import runs
 from oodflow.tracking.registry import seed_of
 from oodflow.tracking.repetitions import setting_of
 from oodflow.tracking.run_info import RunInfo
+from oodflow.tracking.runs import ModelCard
 from oodflow.tracking.servable import downloaded, log_model, set_alias
 from oodflow.tracking.store import Store
 from oodflow.workflow.choose import in_distribution_runs
@@ -41,7 +42,7 @@ ALPHAS = (0.01, 0.05, 0.1)
 
 CHAMPION = "champion"
 
-INHERITED = ("model", "dataset", "role", "setting", "outlier_loss", "init", "seed")
+INHERITED = ("model", "dataset", "role", "setting", "outlier_loss", "init", "seed", "group")
 
 
 @dataclass(frozen=True)
@@ -300,11 +301,16 @@ def _register(
         folder = Path(temporary) / ARTIFACT
         digest = detector.save(folder)
         tags = {"digest": digest, "score": detector.score, "dataset": detector.dataset}
-        version = log_model(
-            store, record, name, tags,
-            signature=signature(), **vars(packaged(folder, example)),
-        )  # fmt: skip
+        package = vars(packaged(folder, example))
+        version = log_model(store, record, name, signature=signature(), **package)
     uri = f"models:/{name}/{version}"
+    about = f"Detectors of images unlike those of {detector.dataset}; each version is one."
+    size = detector.calibration.size
+    note = (
+        f"Score {detector.score}, calibrated with {size} images, smallest alpha "
+        f"{smallest_alpha(size):.3g}.\n\n```\noodflow detect {uri} PATH...\n```\n"
+    )
+    runs.describe_model(store, uri, ModelCard(about, note, tags))
     if champion:
         set_alias(store, name, CHAMPION, version)
     runs.set_tags(store, record, {"detector": uri, "digest": digest, "registered": "true"})

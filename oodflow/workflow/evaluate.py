@@ -1,12 +1,15 @@
 """``oodflow evaluate``: score tables, metrics and figures of registered models."""
 
 from oodflow import console
+from oodflow.data.catalog import slug_of
 from oodflow.errors import UserError
 from oodflow.experiment import COMPRESSORS, Model
 from oodflow.options import AUTO, EvaluateOptions, FittedOptions
 from oodflow.registration import MODELS
 from oodflow.tracking import runs
+from oodflow.tracking.numbers import headline
 from oodflow.tracking.run_info import RunInfo
+from oodflow.tracking.views import AUROC
 from oodflow.workflow import results
 from oodflow.workflow.choose import (
     diff_outlier_general,
@@ -15,7 +18,7 @@ from oodflow.workflow.choose import (
     other_seeds,
 )
 from oodflow.workflow.compressors import compressor_run, compressor_runs
-from oodflow.workflow.evaluation_run import Contrasts, compare_run, evaluate_run
+from oodflow.workflow.evaluation_run import Contrasts, compare_run, describe_run, evaluate_run
 from oodflow.workflow.session import Session, open_session
 
 __all__ = ["command", "contrasts", "evaluate", "general_models"]
@@ -25,8 +28,8 @@ def command(options: EvaluateOptions) -> None:
     """Evaluate one run, or for ``auto`` all registered in-distribution models."""
     session = open_session(options)
     made = evaluate(session, options)
-    shown = made[0].run_id if len(made) == 1 else made[0].parent
-    console.say(f"see it: {session.store.how_to_see(shown)}")
+    see = session.store.how_to_see(made[0].run_id, AUROC if len(made) > 1 else None)
+    console.say(f"see it: {see}")
 
 
 def evaluate(session: Session, options: EvaluateOptions) -> tuple[RunInfo, ...]:
@@ -60,7 +63,7 @@ def _evaluate(
 
     Against a general model of the run's own family the numbers go to the run as well.
     """
-    inherited = ("model", "dataset", "setting", "outlier_loss", "init", "seed")
+    inherited = ("model", "dataset", "setting", "outlier_loss", "init", "seed", "group")
     tags = {name: run.tags[name] for name in inherited if name in run.tags}
     tags |= {"kind": "evaluate", "evaluated": run.run_id, "registered": "false"}
     if plugin := MODELS.origin(run.tags.get("model", "")):
@@ -72,13 +75,15 @@ def _evaluate(
         if own_family and options.inlier_fold == "test":
             beside = contrasts(session, run, options, general, general_outlier)
             result = evaluate_run(session, run, beside, options.ood, options.limit)
+            describe_run(session, result.run)
         elif general is None:
             raise UserError("training-fold inliers are compared by a ratio; name a general model")
         else:
             result = compare_run(
                 session, run, general, options.ood, options.limit, options.inlier_fold
             )
-        runs.log_metrics(session.store, record, result.metrics)
+        shown = headline(result.metrics, slug_of(run.tags["dataset"]))
+        runs.log_numbers(session.store, record, result.metrics, shown)
         facts = {**result.plugins, "inlier_fold": options.inlier_fold, "registered": "true"}
         facts["general_model"] = general.tags["model"] if general else "none"
         facts |= {"general_run": general.run_id} if general else {}

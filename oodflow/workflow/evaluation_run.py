@@ -4,7 +4,7 @@ import contextlib
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from oodflow.evaluation.scores import (
     refuse_all_clipped,
 )
 from oodflow.tracking import runs
+from oodflow.tracking.numbers import headline
 from oodflow.tracking.run_info import RunInfo
 from oodflow.workflow import results
 from oodflow.workflow.session import (
@@ -55,6 +56,9 @@ LARGEST_SAMPLE = 10_000
 """Training images that scores are fitted to, at most, unless more are asked for."""
 
 KEYS = ("index", "label")
+
+TABLES_KEPT = 40
+"""Score tables that a session keeps in memory, at most: those of a few models."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,8 @@ def score_table(
     It is known to MLflow by the dataset's slug. Images of a folder have their file's name in it.
 
     Taken from the run's artifacts where they hold this table of the same weights and images, else
-    computed and kept there; ``bpd/<dataset>`` of the test fold, and a class-conditional model's
-    ``accuracy/<dataset>`` on its own dataset, become metrics of the run.
+    computed and kept there; ``bpd/<dataset>`` of the test fold becomes a metric of the run if it is
+    of its own dataset, or the run a general model.
     """
     # BPDs, which need a pass with noise, are of whole folds.
     scoring = Scoring(run, dataset, fold, limit, dequantised=fold != SAMPLE)
@@ -100,6 +104,8 @@ def score_table(
     )
     if made and fold == "test":
         metrics = _own_metrics(session.model(run), dataset, table)
+        if run.tags["role"] != "general":
+            metrics = headline(metrics, slug_of(run.tags["dataset"]))
         runs.log_metrics(session.store, run.run_id, metrics)
     return table
 
@@ -142,6 +148,11 @@ def _kept(
         "images": images.digest,
     }
     path = f"scores/{slug}-{name}.parquet"
+    before, table = session.tables.get((run.run_id, path), ({}, pd.DataFrame()))
+    if before == facts and {*columns} <= {*table}:
+        return table.copy(deep=False), False
+    if len(session.tables) >= TABLES_KEPT:
+        session.tables.clear()
     if path in runs.list_artifacts(session.store, run.run_id, "scores"):
         # A damaged table is made anew, as one of other weights or images is.
         with (
@@ -150,7 +161,8 @@ def _kept(
         ):
             table, known = read_table(local, columns)
             if known == facts:
-                return table, False
+                session.tables[run.run_id, path] = facts, table
+                return table.copy(deep=False), False
     check_same_shape(dataset, loaded.model.image_shape[0], f"the model of run {run.run_id}")
     count = len(images.pixels)
     with console.progress(f"{run.name}: scoring {slug}", count) as advance:
@@ -159,8 +171,11 @@ def _kept(
         table.insert(1, "file", images.files)
     with tempfile.TemporaryDirectory(prefix="oodflow-") as folder:
         write_table(table, Path(folder) / Path(path).name, facts=facts)
+        # The MLflow UI shows no Parquet.
+        table.describe().to_csv((Path(folder) / Path(path).name).with_suffix(".csv"))
         runs.log_artifacts(session.store, run.run_id, Path(folder), "scores")
-    return table, True
+    session.tables[run.run_id, path] = facts, table
+    return table.copy(deep=False), True
 
 
 def _own_metrics(loaded: LoadedModel, dataset: str, table: pd.DataFrame) -> dict[str, float]:
@@ -217,13 +232,19 @@ def evaluate_run(
     loaded = session.model(run)
     metrics = _own_metrics(loaded, dataset, own)
     if run.tags["role"] == "general":
-        return EvaluationResult(run, metrics)
+        return EvaluationResult(replace(run, metrics={**run.metrics, **metrics}), metrics)
     scores = detection_scores(session, run, beside, ood, limit)
     own_scores = scores.pop(dataset)
+    used = (dataset, *scores)
+    for name in scores:
+        metrics |= _own_metrics(loaded, name, score_table(session, run, name, limit))
     scores = _by_slug(scores)
     detection = evaluate_scores(own_scores, scores) if scores else {}
-    runs.log_metrics(session.store, run.run_id, detection | _means({**run.metrics, **detection}))
-    used = (dataset, *outlier_datasets(session, dataset, ood))
+    before = {n: v for n, v in run.metrics.items() if not n.startswith(("train/", "valid/"))}
+    numbers = before | metrics | detection
+    numbers |= _means(numbers)
+    shown = headline(numbers, slug_of(dataset))
+    runs.log_numbers(session.store, run.run_id, numbers, shown)
     uses = [dataset_use(session, name, "test", "evaluation") for name in used]
     runs.log_datasets(session.store, run.run_id, uses)
     contrasts = {
@@ -234,8 +255,8 @@ def evaluate_run(
     runs.set_tags(session.store, run.run_id, tags | _plugins(own_scores))
     if scores:
         _log_figures(session, run, own_scores, scores, loaded.model.image_shape)
-    describe_run(session, run.run_id)
-    return EvaluationResult(run, metrics | detection, _plugins(own_scores))
+    described = replace(run, metrics={**run.metrics, **numbers})
+    return EvaluationResult(described, metrics | detection, _plugins(own_scores))
 
 
 def compare_run(
@@ -362,11 +383,12 @@ def _means(metrics: Mapping[str, float]) -> dict[str, float]:
     return {f"auroc/mean/{score}": math.fsum(each) / len(each) for score, each in values.items()}
 
 
-def describe_run(session: Session, run_id: str) -> None:
-    """Write the run's description from the metrics and the registered version it has now."""
-    run = runs.get(session.store, run_id)
-    note = results.describe(run, runs.model_uri(session.store, run_id))
-    runs.set_tags(session.store, run_id, {}, description=note)
+def describe_run(session: Session, run: RunInfo) -> None:
+    """Describe a run that was evaluated, and its registered version where it has one."""
+    uri = runs.model_uri(session.store, run.run_id)
+    runs.set_tags(session.store, run.run_id, {}, description=results.describe(run, uri))
+    if uri:
+        runs.describe_model(session.store, uri, results.model_card(run))
 
 
 def _log_figures(

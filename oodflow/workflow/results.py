@@ -8,12 +8,14 @@ from oodflow import console
 from oodflow.data.catalog import slug_of
 from oodflow.evaluation.metrics import mean_std
 from oodflow.evaluation.scores import SCORES
+from oodflow.tracking.numbers import headline
 from oodflow.tracking.run_info import SHOWN, RunInfo
+from oodflow.tracking.runs import ModelCard
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["auroc_rows", "describe", "describe_seeds", "show_runs"]
+__all__ = ["auroc_rows", "describe", "describe_seeds", "model_card", "show_runs"]
 
 
 PAPER = 6
@@ -59,7 +61,28 @@ def describe(run: RunInfo, model_uri: str) -> str:
             "|---" * (len(columns(run)) + 1) + "|",
         ]
         lines += [f"| {ood} | {' | '.join(map(_text, values))} |" for ood, values in rows]
-    return "\n".join([*lines, "", f"Model: `{model_uri}`"])
+    return "\n".join([*lines, *(["", f"Model: `{model_uri}`"] if model_uri else [])])
+
+
+VERSION_TAGS = ("bpd/", "accuracy/", "auroc/mean/")
+"""Numbers that are tags of a registered version: its page shows no metrics."""
+
+
+def model_card(run: RunInfo) -> ModelCard:
+    """What the registry says of a trained model: its numbers, and what tells it from others."""
+    tags, dataset = run.tags, slug_of(run.tags["dataset"])
+    purpose = "general model" if tags["role"] == "general" else "in-distribution model"
+    loss = tags["outlier_loss"]
+    against = "" if loss == "none" else f", {loss} outlier loss against {tags['outlier_dataset']}"
+    about = (
+        f"{tags['model']}, {tags['setting']}, {purpose} of {dataset}{against}. "
+        "Each version is a training run; the alias seed-N is the newest of seed N."
+    )
+    shown = {n: v for n, v in headline(run.metrics, dataset).items() if n.startswith(VERSION_TAGS)}
+    facts = {tag: tags[tag] for tag in ("seed", "group", "spec") if tag in tags}
+    facts["dataset_digest"] = run.params.get("data.digest", "")
+    numbers = {name: f"{value:.4f}" for name, value in shown.items()}
+    return ModelCard(about, describe(run, ""), facts | numbers)
 
 
 def describe_seeds(finished: Sequence[RunInfo]) -> str:

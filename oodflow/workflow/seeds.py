@@ -1,6 +1,7 @@
 """``oodflow train`` and ``oodflow finetune``: one run per seed, and a parent run over several.
 
-The parent has the mean and the sample standard deviation of every metric, and a table of the seeds.
+The parent has the mean and the sample standard deviation of every number, as metrics those that
+people compare, and a table of the seeds.
 """
 
 import tempfile
@@ -11,18 +12,21 @@ from pathlib import Path
 import pandas as pd
 
 from oodflow import console
+from oodflow.data.catalog import slug_of
 from oodflow.errors import UserError
 from oodflow.evaluation.metrics import mean_std
 from oodflow.models.device import available_device
 from oodflow.options import FinetuneOptions, TrainOptions
 from oodflow.tracking import runs
 from oodflow.tracking.leases import leased_in_turn
+from oodflow.tracking.numbers import headline
 from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.store import Store
+from oodflow.tracking.views import AUROC, BPD
 from oodflow.training.distributed import broadcast, process_group, rank
 from oodflow.workflow import results
 from oodflow.workflow.choose import diff_outlier_general
-from oodflow.workflow.evaluation_run import Contrasts, describe_run, evaluate_run
+from oodflow.workflow.evaluation_run import Contrasts, evaluate_run
 from oodflow.workflow.planning import make_plan
 from oodflow.workflow.session import Session, open_session
 from oodflow.workflow.training_plan import TrainingPlan, model_name, run_tags
@@ -32,7 +36,16 @@ __all__ = ["command", "conclude", "finish", "group_seeds", "train"]
 
 DEFAULT_SEEDS = (1,)
 
-INHERITED = ("model", "dataset", "role", "setting", "outlier_loss", "outlier_dataset", "init")
+INHERITED = (
+    "model",
+    "dataset",
+    "role",
+    "setting",
+    "outlier_loss",
+    "outlier_dataset",
+    "init",
+    "group",
+)
 """Tags that a parent run has from its seeds."""
 
 
@@ -49,8 +62,10 @@ def command(options: TrainOptions | FinetuneOptions) -> None:
         session = open_session(options)
         finished = train(session, options)
         results.show_runs(finished)
-        shown = finished[0].parent or finished[0].run_id
-        console.say(f"see it: {session.store.how_to_see(shown)}")
+        one = finished[0]
+        view = AUROC if one.tags["role"] == "in_distribution" else BPD
+        see = session.store.how_to_see(one.run_id, view if len(finished) > 1 else None)
+        console.say(f"see it: {see}")
         # The other processes learn that there is nothing more to train.
         broadcast(None)
 
@@ -98,9 +113,11 @@ def conclude(session: Session, plan: TrainingPlan, run_id: str) -> None:
         diff_outlier_general(session.store, run) if plan.role == "in_distribution" else None
     )
     beside = Contrasts(plan.general, diff_outlier)
-    evaluate_run(session, run, beside, limit=plan.experiment.data.limit)
-    runs.register(session.store, run_id, model_name(plan))
-    describe_run(session, run_id)
+    run = evaluate_run(session, run, beside, limit=plan.experiment.data.limit).run
+    name, seed = model_name(plan), f"seed-{plan.experiment.seed}"
+    version = runs.register(session.store, run_id, name, results.model_card(run), seed)
+    note = results.describe(run, f"models:/{name}/{version}")
+    runs.set_tags(session.store, run_id, {}, description=note)
     runs.end(session.store, run_id, "FINISHED")
 
 
@@ -144,7 +161,7 @@ def _parent_tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def _log_statistics(store: Store, parent: str, finished: Sequence[RunInfo]) -> None:
-    """Mean and sample standard deviation of every metric over the seeds, and their table."""
+    """Mean and sample standard deviation of every number over the seeds, and their table."""
     table = pd.DataFrame([run.metrics for run in finished])
     table.insert(0, "seed", [int(run.tags["seed"]) for run in finished])
     table.insert(1, "run_id", [run.run_id for run in finished])
@@ -152,10 +169,14 @@ def _log_statistics(store: Store, parent: str, finished: Sequence[RunInfo]) -> N
     for name in table.columns[2:]:
         mean, std = mean_std(table[name].dropna())
         statistics |= {f"{name}/mean": mean, f"{name}/std": std}
-    runs.log_metrics(store, parent, statistics)
+    compared = headline(finished[0].metrics, slug_of(finished[0].tags["dataset"]))
+    names = (f"{name}/{what}" for name in compared for what in ("mean", "std"))
+    runs.log_numbers(store, parent, statistics, {name: statistics[name] for name in names})
     shared = set.intersection(*(set(run.params.items()) for run in finished))
     # By these the MLflow UI tells what two settings differ in.
-    runs.log_parameters(store, parent, dict(sorted(shared)))
+    hashes = ("experiment.", "data.digest", "loss.outlier_digest")
+    settings = {name: value for name, value in sorted(shared) if not name.startswith(hashes)}
+    runs.log_parameters(store, parent, settings)
     runs.set_tags(
         store,
         parent,

@@ -1,8 +1,10 @@
 """The handles of a command: the store, the data folder, the device, and loaded models."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from oodflow import console
@@ -64,6 +66,10 @@ class Session:
     _images: dict[tuple[str, str, int], Images] = field(default_factory=dict)
     _models: dict[str, LoadedModel] = field(default_factory=dict)
     _described: dict[str, Prepared] = field(default_factory=dict)
+    tables: dict[tuple[str, str], tuple[Mapping[str, str], pd.DataFrame]] = field(
+        default_factory=dict
+    )
+    """Score tables by run and path, with what they are of: an evaluation asks for each often."""
     _warned: set[str] = field(default_factory=set)
 
     def images(self, name: str, fold: str, limit: int = 0) -> Images:
@@ -149,8 +155,9 @@ def dataset_use(session: Session, name: str, fold: str, context: str) -> runs.Da
     """A fold of a dataset as an input of a run; ``context`` says what it was used for."""
     ready = session.described(name)
     known = ready.folds[fold]
+    facts = ready.facts
     return runs.DatasetUse(
-        ready.facts.slug, fold, known.count, known.digest, context, ready.facts.name
+        facts.slug, fold, known.count, known.digest, context, facts.name, facts.channels
     )
 
 

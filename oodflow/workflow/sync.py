@@ -10,7 +10,7 @@ from oodflow.errors import UserError
 from oodflow.files import STATE_FOLDER
 from oodflow.options import SyncOptions
 from oodflow.tracking import runs
-from oodflow.tracking.delivery import log_reports
+from oodflow.tracking.delivery import log_curves, log_reports
 from oodflow.tracking.journal import (
     JOURNAL_FILE,
     RECORD_FILE,
@@ -103,6 +103,8 @@ def _deliver(session: Session, run_id: str, record: Record, folder: Path) -> str
     tell(store, run_id, record)
     reports = read_reports(folder / JOURNAL_FILE)
     log_reports(store, run_id, reports, unclear=True)
+    if reports:
+        log_curves(store, run_id, reports)
     done = f"run {run_id} has its {len(reports)} reports"
     if not (folder / WEIGHTS).exists():
         runs.end(store, run_id, "FAILED" if failed else "KILLED")

@@ -7,8 +7,8 @@ from importlib.metadata import version
 
 import torch
 
-from oodflow.data.catalog import slug_of
-from oodflow.experiment import Experiment, parameters, spec_hash
+from oodflow.data.catalog import is_own, slug_of
+from oodflow.experiment import Experiment, json_hash, parameters, spec_hash, to_dict
 from oodflow.tracking import runs
 from oodflow.tracking.journal import Record, new_record
 from oodflow.tracking.run_info import RunInfo
@@ -36,15 +36,39 @@ class TrainingPlan:
 
     @property
     def name(self) -> str:
-        """The run's name: model, dataset, start, loss, seed."""
-        loss = self.experiment.loss
-        dataset = slug_of(self.experiment.data.dataset)
-        words = [self.experiment.model.name, dataset, f"from {self.start}"]
-        if self.experiment.model.classes:
-            words.append("supervised")
+        """The run's name, ``shapes · binary · s1``: first what tells it from those beside it."""
+        return f"{self._words} · s{self.experiment.seed}"
+
+    @property
+    def group(self) -> str:
+        """What the runs of one setting have in common, whatever their seed; readable and unique."""
+        facts = to_dict(self.experiment) | {"init": self.start, "role": self.role}
+        # The models that it builds on may have a seed each.
+        del facts["seed"], facts["general"]
+        return f"{self._words} · {json_hash(facts)[:6]}"
+
+    @property
+    def _words(self) -> str:
+        """Dataset and loss; model and start only where they are not the usual ones."""
+        model, loss = self.experiment.model, self.experiment.loss
+        general = self.role == "general"
+        words = ["supervised"] if model.classes else []
         if loss.outlier_loss != "none":
-            words.append(f"{loss.outlier_loss} against {slug_of(loss.outlier_dataset)}")
-        return " · ".join([*words, f"seed {self.experiment.seed}"])
+            words.append(loss.outlier_loss)
+            if not self.init or self.init.tags.get("dataset") != loss.outlier_dataset:
+                words.append(f"against {_short(loss.outlier_dataset)}")
+        elif not general:
+            words.append("plain")
+        found = [_short(self.experiment.data.dataset), " ".join(words)]
+        found.append("" if model.name == "glow" else model.name)
+        usual = "scratch" if general and self.kind == "train" else "general"
+        found.append("" if self.start == usual else f"from {self.start}")
+        return " · ".join(filter(None, found))
+
+
+def _short(dataset: str) -> str:
+    """``shapes`` of sketch-shapes: most runs of a store are of one family of datasets."""
+    return slug_of(dataset) if is_own(dataset) else dataset.removeprefix("sketch-")
 
 
 def run_tags(plan: TrainingPlan) -> dict[str, str]:
@@ -60,6 +84,7 @@ def run_tags(plan: TrainingPlan) -> dict[str, str]:
         "outlier_dataset": experiment.loss.outlier_dataset,
         "init": plan.start,
         "seed": str(experiment.seed),
+        "group": plan.group,
         "spec": spec_hash(experiment),
         "registered": "false",
     }

@@ -29,7 +29,7 @@ from oodflow.models.device import busy
 from oodflow.models.likelihood import LikelihoodModel
 from oodflow.options import TrainingOptions
 from oodflow.tracking import runs
-from oodflow.tracking.delivery import delivering
+from oodflow.tracking.delivery import delivering, log_curves, monitored
 from oodflow.tracking.journal import (
     JOURNAL_FILE,
     RECORD_FILE,
@@ -213,7 +213,11 @@ def _train(
         initialise(model, data.inliers)
     checkpoints = Checkpoints(lambda: save_training(folder, trainer.state(), experiment))
     every, log = experiment.optimisation.report_every, _log_lines(plan, steps)
-    with _numerical(plan, run_id), delivering(session.store, run_id, reports, resumed) as deliver:
+    with (
+        _numerical(plan, run_id),
+        monitored(session.store, run_id),
+        delivering(session.store, run_id, reports, resumed) as deliver,
+    ):
         with console.progress(plan.name, steps, trainer.step) as advance, checkpoints:
 
             def on_step(step: int, bpd: Callable[[], float]) -> None:
@@ -237,6 +241,7 @@ def _train(
             save_model(folder / WEIGHTS, model, experiment)
             _say_result(plan, logged, steps)
     # Here, since by now the store has the reports that show it.
+    log_curves(session.store, run_id, reports)
     if why:
         raise _failed(plan, run_id, why)
 

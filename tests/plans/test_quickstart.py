@@ -4,7 +4,10 @@ Also what reads them: a second call, the report, ``runs``, ``evaluate``.
 """
 
 import csv
+import getpass
 import json
+import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -70,7 +73,7 @@ def trainings(store, **tags: str) -> list[runs.RunInfo]:
     found = runs.find(store, {"registered": "true", **tags})
     # Compressors, which evaluations make, are trained on nothing.
     return [
-        run
+        runs.get(store, run.run_id)
         for run in found
         if run.tags["kind"] in ("train", "finetune") and run.tags.get("dataset")
     ]
@@ -115,7 +118,8 @@ def test_there_is_one_run_a_model_and_seed_its_analyses_and_one_report(store, mo
 
 
 def test_each_setting_has_a_parent_of_its_seeds_with_their_mean_and_deviation(store, models):
-    parents = {run.run_id: run for run in runs.find(store, {"kind": "seeds"})}
+    found = runs.find(store, {"kind": "seeds"})
+    parents = {run.run_id: runs.get(store, run.run_id) for run in found}
     nested: dict[str, list[runs.RunInfo]] = {}
     for run in models.values():
         nested.setdefault(run.parent, []).append(run)
@@ -141,11 +145,25 @@ def test_each_setting_has_a_parent_of_its_seeds_with_their_mean_and_deviation(st
 
 
 def test_run_names_say_what_the_runs_are(models):
-    for (_, dataset, _, loss, outliers, init, seed), run in models.items():
-        assert run.name.startswith(f"glow · {dataset} · from {init}")
-        assert run.name.endswith(f"seed {seed}")
-        assert (f"{loss} against {outliers}" in run.name) == (loss != "none")
-    assert len({run.name for run in models.values()}) == len(models)
+    settings = {
+        ("sketch-general", "none"): "general",
+        ("sketch-general", "binary"): "general · binary against shapes",
+        ("sketch-shapes", "none"): "shapes · plain",
+        ("sketch-shapes", "binary"): "shapes · binary",
+    }
+    groups: dict[str, set[str]] = {}
+    for (_, dataset, _, loss, _, _, seed), run in models.items():
+        assert run.name == f"{settings[dataset, loss]} · s{seed}"
+        assert run.tags["group"].startswith(f"{settings[dataset, loss]} · ")
+        groups.setdefault(settings[dataset, loss], set()).add(run.tags["group"])
+    assert all(len(group) == 1 for group in groups.values()) and len(groups) == 4
+
+
+def test_runs_say_who_made_them_with_what(store, models):
+    tags = store.client.get_run(models[PLAIN].run_id).data.tags
+    assert tags["mlflow.user"] == getpass.getuser()
+    assert tags["mlflow.source.type"] == "LOCAL" and tags["mlflow.source.name"]
+    assert tags["mlflow.source.git.commit"] == runs.own_commit()
 
 
 def test_tags_and_parameters_describe_the_experiment_in_the_checkpoint(store, models):
@@ -191,9 +209,41 @@ def test_detectors_have_the_metrics_of_the_contract_and_no_others(detectors):
     expected |= {f"auroc/mean/{score}" for score in scores}
     expected |= {f"train/{name}" for name in TRAIN}
     expected |= {"valid/bpd", "valid/non_finite_images"}
-    expected |= {f"valid/auroc/{o}/{s}" for o in OODS for s in ("raw", "last_scale", "diff")}
+    expected.add("valid/auroc/mean/diff")
     for run in detectors:
         assert set(run.metrics) == expected
+
+
+@pytest.fixture
+def at_the_store(store):
+    """MLflow's own functions look into this store."""
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(store.uri)
+    yield
+    mlflow.set_tracking_uri(before)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+def test_what_people_compare_is_a_metric_and_the_rest_in_tables(store, detectors, at_the_store):
+    compared = ("raw", "last_scale", "diff", "diff_outlier")
+    expected = {"bpd/sketch-shapes", "valid/bpd", "valid/non_finite_images"}
+    expected |= {"valid/auroc/mean/diff", *(f"train/{name}" for name in TRAIN)}
+    expected |= {f"auroc/{o}/{s}" for o in (*OODS, "mean") for s in compared}
+    for run in detectors:
+        found = store.client.get_run(run.run_id).data
+        assert set(found.metrics) == expected and len(expected) == 25
+        where = store.experiment_id, "metrics.json", [run.run_id]
+        numbers = store.client.load_table(*where).set_index("metric")["value"].to_dict()
+        final = {n: v for n, v in run.metrics.items() if n.split("/")[0] not in ("train", "valid")}
+        # MLflow reads numbers a little less exactly than they are written.
+        assert numbers == pytest.approx(final, rel=1e-12) and len(numbers) > 100
+        where = store.experiment_id, "validation.json", [run.run_id]
+        curves = store.client.load_table(*where).set_index("step")
+        assert curves.index.tolist() == [3, 6]
+        names = {f"valid/auroc/{o}/{s}" for o in OODS for s in ("raw", "last_scale", "diff")}
+        assert names | {n for n in expected if n.startswith(("train/", "valid/"))} <= {*curves}
+        means = curves[[f"valid/auroc/{ood}/diff" for ood in OODS]].mean(axis=1)
+        np.testing.assert_allclose(curves["valid/auroc/mean/diff"], means, rtol=1e-12)
 
 
 def test_general_models_have_a_bpd_and_no_auroc(models):
@@ -352,7 +402,11 @@ def test_the_report_is_kept_as_a_run_with_its_files_and_text(workspace, store):
     note = tags["mlflow.note.content"]
     assert 1000 < len(note) <= 8000 and note.endswith("\n")
     assert "## Claims of the paper" in note and "### Anomaly detection performance" in note
-    assert set(note.splitlines()[1:]) <= set(text.splitlines())
+    plain = re.sub(r"get-artifact\?path=(.+)&run_uuid=\w+", r"\1", note)
+    assert set(plain.splitlines()[1:]) <= set(text.splitlines())
+    figures = [file.name for file in (folder / "figures").glob("*.png")]
+    links = [f"(get-artifact?path=figures/{name}&run_uuid={record.run_id})" for name in figures]
+    assert figures and all(link in note for link in links)
     for kind in ("tables", "figures"):
         names = {path.name for path in (folder / kind).iterdir()}
         assert {path.split("/")[1] for path in runs.list_artifacts(store, record.run_id, kind)} == (
@@ -405,7 +459,7 @@ def test_runs_list_shows_every_run_with_the_beginning_of_its_id(workspace, store
         assert run.tags["kind"] in line
         assert ("registered" if run.registered else "finished") in line
         if run.run_id in {each.run_id for each in models.values()}:
-            assert run.tags["dataset"] in line
+            assert run.name in line
             assert f"{run.metrics['bpd/' + run.tags['dataset']]:.3f}" in line
 
 
@@ -458,6 +512,7 @@ def test_evaluating_again_scores_no_image_again(trained):
     assert {file: file.stat().st_mtime_ns for file in trained.folder.rglob("*.parquet")} == scored
     assert runs.get(store, run.run_id).metrics == run.metrics
     [record] = runs.find(store, {"kind": "evaluate"})
+    record = runs.get(store, record.run_id)
     names = [name for name in run.metrics if name.split("/")[0] in METRICS]
     assert {name: record.metrics[name] for name in names} == {n: run.metrics[n] for n in names}
 
@@ -488,7 +543,8 @@ def test_an_evaluation_without_contrasts_needs_no_general_model(trained):
     words = ["--run", run.run_id, "--general", "none", "--general-outlier", "none"]
     outcome = trained.oodflow("evaluate", *words, "--limit", "64")
     assert outcome.code == 0
-    [record] = runs.find(store, {"kind": "evaluate"})
+    [found] = runs.find(store, {"kind": "evaluate"})
+    record = runs.get(store, found.run_id)
     assert {name.split("/")[2] for name in record.metrics if name.startswith("auroc/")} == {
         "raw",
         "scale1",
@@ -505,6 +561,10 @@ def test_score_tables_say_which_weights_and_images_they_are_of(store, models):
     for run in models.values():
         for path in runs.list_artifacts(store, run.run_id, "scores"):
             local = store.client.download_artifacts(run.run_id, path)
+            if path.endswith(".csv"):
+                summary = pd.read_csv(local, index_col=0)
+                assert summary.loc["mean", "log_prob"] < 0 < summary.loc["count", "log_prob"]
+                continue
             facts = json.loads(parquet.read_schema(local).metadata[b"oodflow.facts"])
             assert path == f"scores/{facts['dataset']}-{facts['fold']}.parquet"
             seen.add((run.run_id, facts["model"]))

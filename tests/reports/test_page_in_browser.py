@@ -4,16 +4,14 @@ import io
 import itertools
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from browser import IN_BROWSER, browsing
 from matplotlib.figure import Figure
-from selenium.webdriver import ActionChains, Chrome
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver import ActionChains
 from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -23,15 +21,7 @@ from reports.layouts import detection_table
 from reports.page import to_html
 from reports.published import beside, published_table
 
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(
-        not (BROWSER and DRIVER), reason="needs chromium and chromedriver, such as Debian's"
-    ),
-]
-ARGUMENTS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run
-    --disable-background-networking --disable-component-update --disable-sync"""
+pytestmark = IN_BROWSER
 WIDE, NARROW = 1280, 400
 
 
@@ -73,16 +63,7 @@ def document() -> Document:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("browser")
-    options = Options()
-    options.binary_location = str(BROWSER)
-    for argument in (*ARGUMENTS.split(), f"--user-data-dir={folder}"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    # With the driver's path given, selenium looks for none.
-    browser = Chrome(options=options, service=Service(executable_path=str(DRIVER)))
-    yield browser
-    browser.quit()
+    yield from browsing(tmp_path_factory.mktemp("browser"))
 
 
 @pytest.fixture

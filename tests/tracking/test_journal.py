@@ -206,12 +206,12 @@ def test_a_request_that_is_carried_out_a_second_time_does_no_harm(store):
 
 def test_a_report_of_very_many_metrics_is_completed_after_a_failure_between_its_requests(store):
     run_id = runs.start(store, "a run", TAGS)
-    many = Report(3, 1_700_000_000_000, {f"valid/auroc/ood{i}/raw": i / 2000 for i in range(2000)})
+    many = Report(3, 1_700_000_000_000, {f"train/part{i}": i / 2000 for i in range(2000)})
     sent = dict(list(many.metrics.items())[:900])
     runs.log_metrics(store, run_id, sent, many.step, many.time)
     log_reports(store, run_id, [many], unclear=True)
     assert runs.get(store, run_id).metrics == many.metrics
-    assert len(history(store, run_id, "valid/auroc/ood0/raw")) == 1
+    assert len(history(store, run_id, "train/part0")) == 1
 
 
 def test_a_locked_database_holds_nobody_up_and_has_everything_afterwards(store):

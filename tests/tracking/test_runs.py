@@ -1,10 +1,12 @@
 """Runs in a real store: made, continued, filled, ended, registered, found again."""
 
 import contextlib
+import json
 import re
 import threading
 import time
 
+import mlflow.data
 import pytest
 
 from oodflow.errors import UserError
@@ -286,3 +288,19 @@ def test_runs_that_name_the_same_new_datasets_at_the_same_moment_all_have_them(s
         assert runs.get(store, run_id).images == {f"{name}-train": ("digest", 10) for name in names}
         inputs = store.client.get_run(run_id).inputs.dataset_inputs
         assert {each.dataset.name for each in inputs} == {f"{name}-train" for name in names}
+
+
+def test_mlflow_reads_the_datasets_of_a_run_back(blank):
+    store = blank.store()
+    run_id = runs.start(store, "a run", {"kind": "train"})
+    use = runs.DatasetUse("sketch-shapes", "test", 64, "d1", "evaluation", "sketch-shapes", 3)
+    # As a journal of an older version has it.
+    old = runs.DatasetUse("grey", "train", 10, "d2", "training", "folder:/a?x=1")
+    runs.log_datasets(store, run_id, [use, old])
+    datasets = [each.dataset for each in store.client.get_run(run_id).inputs.dataset_inputs]
+    sources = {each.name: mlflow.data.get_source(each) for each in datasets}
+    assert sources["sketch-shapes-test"].to_dict() == {"dataset": "sketch-shapes", "fold": "test"}
+    assert sources["grey-train"].dataset == "folder:/a?x=1"
+    schemas = {each.name: each.schema for each in datasets}
+    features = json.loads(schemas["sketch-shapes-test"])["mlflow_tensorspec"]["features"]
+    assert "[-1, 3, 32, 32]" in str(features) and not schemas["grey-train"]

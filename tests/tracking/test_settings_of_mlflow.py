@@ -5,10 +5,12 @@ import sqlite3
 from contextlib import closing
 
 import pytest
+from conftest import waited_for
 
 from oodflow.errors import UserError
 from oodflow.tracking import runs
 from oodflow.tracking.database import find_locally, local_artifact
+from oodflow.tracking.delivery import monitored
 from oodflow.tracking.run_info import sqlite_file
 from oodflow.tracking.store import EXPERIMENT, open_store
 
@@ -142,3 +144,16 @@ def test_a_store_in_a_folder_of_any_name_is_there_with_its_artifacts(tmp_path, m
     assert sorted(each.name for each in folder.iterdir()) == ["mlflow.db", "mlruns"]
     assert sorted(each.name for each in tmp_path.iterdir()) == sorted([name, "My Project"])
     assert not list((tmp_path / "My Project").iterdir())
+
+
+def test_what_the_machine_does_is_logged_where_mlflows_variable_asks_for_it(blank, monkeypatch):
+    store = blank.store()
+    run_id = runs.start(store, "a run", {"kind": "train"})
+    with monitored(store, run_id):
+        pass
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    assert not runs.get(store, run_id).metrics
+    with monitored(store, run_id):
+        assert waited_for(lambda: runs.get(store, run_id).metrics, 30)
+    assert "system/cpu_utilization_percentage" in runs.get(store, run_id).metrics

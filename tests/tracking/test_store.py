@@ -1,6 +1,7 @@
 """Opening the store: where it is, that it is made once, and what is said where there is none."""
 
 import http.server
+import json
 import os
 import socket
 import subprocess
@@ -12,8 +13,10 @@ import pytest
 from mlflow import MlflowClient
 
 from oodflow.errors import UserError
+from oodflow.tracking import runs
 from oodflow.tracking.run_info import tracking_uri
 from oodflow.tracking.store import EXPERIMENT, experiment_of, open_store
+from oodflow.tracking.views import AUROC, TRIALS, VIEWS
 
 
 @pytest.fixture
@@ -158,4 +161,32 @@ def test_how_to_see_a_run_names_the_store_the_experiment_and_the_run(blank):
     run_id = store.client.create_run(other).info.run_id
     command, address = store.how_to_see(run_id).splitlines()
     assert command == f"mlflow ui --backend-store-uri {blank.uri}"
-    assert address == f"http://127.0.0.1:5000/#/experiments/{other}/runs/{run_id}"
+    assert (
+        address
+        == f"http://127.0.0.1:5000/#/experiments/{other}/runs/{run_id}?workflowType=machine_learning"
+    )
+    assert store.how_to_see(run_id, AUROC).endswith(address)
+    own = runs.start(store, "a run", {"kind": "finetune"})
+    view = f"http://127.0.0.1:5000/#/experiments/{store.experiment_id}/{AUROC.link}"
+    assert store.how_to_see(own, AUROC).splitlines() == [command, view]
+
+
+def test_views_are_made_with_the_experiment_and_renewed_unless_somebody_saved_them(blank):
+    store = blank.store()
+
+    def tags() -> dict[str, str]:
+        return store.client.get_experiment(store.experiment_id).tags
+
+    made = tags()
+    keys = {view.key: f"mlflow.sharedViewState.{view.key}" for view in VIEWS}
+    assert set(keys.values()) <= set(made)
+    # What is current is not written again.
+    blank.store()
+    assert tags() == made
+    older = json.loads(made[keys[AUROC.key]]) | {"name": "of an older version"}
+    saved = json.loads(made[keys[TRIALS.key]]) | {"name": "mine", "updatedAt": 1}
+    store.client.set_experiment_tag(store.experiment_id, keys[AUROC.key], json.dumps(older))
+    store.client.set_experiment_tag(store.experiment_id, keys[TRIALS.key], json.dumps(saved))
+    blank.store()
+    names = {view.key: json.loads(tags()[keys[view.key]])["name"] for view in VIEWS}
+    assert names == {view.key: view.name for view in VIEWS} | {TRIALS.key: "mine"}

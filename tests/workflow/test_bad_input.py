@@ -219,7 +219,7 @@ def test_a_damaged_checkpoint_is_refused_with_its_run(workspace, detector, damag
 def test_a_damaged_score_table_is_refused_with_its_run_or_made_anew(trained):
     store = trained.store()
     kept = {"kind": "finetune", "dataset": "sketch-shapes", "outlier_loss": "none"}
-    run = runs.find(store, kept)[0]
+    run = runs.get(store, runs.find(store, kept)[0].run_id)
     path = f"mlruns/*/{run.run_id}/artifacts/scores/sketch-digits-test.parquet"
     [file] = trained.folder.glob(path)
     file.write_bytes(file.read_bytes()[:-100])

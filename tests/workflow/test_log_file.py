@@ -13,7 +13,7 @@ def test_a_log_file_has_lines_before_the_training_ends(blank, tiny, monkeypatch)
     monkeypatch.setattr(training_run, "SECONDS_BETWEEN_LINES", 0.0)
     outcome = blank.oodflow("train", "--dataset", "sketch-general", *tiny)
     assert outcome.code == 0, outcome.err
-    lines = [line for line in outcome.out.splitlines() if line.startswith("glow · ")]
+    lines = [line for line in outcome.out.splitlines() if line.startswith("general · ")]
     begun, first, second, *_ = lines
     assert begun.endswith("6 updates")
     assert "update 3 of 6" in first and "update 6 of 6" in second and "bpd" in first

@@ -24,7 +24,8 @@ def arguments(tiny: list[str], model: str) -> list[str]:
 
 
 def newest(workspace, **tags: str) -> runs.RunInfo:
-    return runs.find(workspace.store(), tags)[0]
+    store = workspace.store()
+    return runs.get(store, runs.find(store, tags)[0].run_id)
 
 
 def table(workspace, run: runs.RunInfo, dataset: str, fold: str = "test") -> pd.DataFrame:

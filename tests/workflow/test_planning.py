@@ -301,7 +301,7 @@ def test_a_finetuning_is_its_outline_with_identities_start_and_contrast(
     assert plan.experiment.seed == 2
     assert plan.init == plan.contrast == plan.general == general
     assert (plan.kind, plan.role, plan.start) == ("finetune", "in_distribution", "general")
-    assert slug_of(folders["own"]) in plan.name and plan.name.endswith("seed 2")
+    assert slug_of(folders["own"]) in plan.name and plan.name.endswith("s2")
     assert make_plan(session, options, 2) == plan
 
 

@@ -68,6 +68,7 @@ def test_the_parent_says_what_it_is_of_and_is_no_run_that_reports_count(store, s
         "outlier_loss": "none",
         "outlier_dataset": "",
         "init": "general",
+        "table": "metrics.json",
     }
     # No seed and no hash: it is not one of the trainings.
     assert parent.tags == expected
