@@ -7,6 +7,7 @@ from scipy.stats import ttest_1samp
 from oodflow.tracking.registry import Registry, read_registry
 from oodflow.tracking.run_info import RunInfo
 from reports.claims import check_claims
+from reports.contents import all_tables
 
 SCORES = ("raw", "last_scale", "diff", "diff_outlier")
 
@@ -171,6 +172,19 @@ def test_one_seed_has_a_verdict_but_no_interval():
     claims = check_claims(contrived([0.1]))
     assert {claim.verdict for claim in claims} == {"holds in one seed"}
     assert all("(one seed, no interval)" in claim.detail for claim in claims)
+
+
+def test_tables_name_the_pairs_where_the_ratio_fails():
+    captions = [
+        all_tables(contrived([shift, shift]), False)["detection-sketch"].caption
+        for shift in (0.1, -0.1)
+    ]
+    assert "is below" not in captions[0]
+    pair = "sketch-shapes against sketch-digits"
+    assert captions[1].endswith(
+        f"Diff is below Raw on {pair} (no outlier loss: 40.0 and 50.0), "
+        f"{pair} (binary outlier loss: 30.0 and 40.0)."
+    )
 
 
 def test_rankings_of_the_field_stand_apart_from_the_papers_claims():

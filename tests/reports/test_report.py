@@ -247,6 +247,20 @@ def test_the_latex_report_compiles_beside_its_tables_and_figures(quickstart, tmp
     compile_latex((folder / "report.tex").read_text(), folder)
 
 
+def test_captions_say_what_the_numbers_say(quickstart):
+    text = (quickstart[0].folder / "report" / "report.md").read_text()
+    [caption] = [line for line in text.splitlines() if line.startswith("Densities over")]
+    plain = {"kind": "finetune", "role": "in_distribution", "outlier_loss": "none", "seed": "1"}
+    [run] = runs.find(quickstart[0].store(), plain)
+    for ood in OODS:
+        raw, ratio = (run.metrics[f"auroc/{ood}/{score}"] for score in ("raw", "diff"))
+        numbers = f"{ood} {100 * raw:.1f} and {100 * ratio:.1f}"
+        assert numbers in caption
+        said = f"{numbers}, so the ratio is below the raw likelihood" in caption
+        assert said == (ratio < raw)
+    assert caption.endswith("Seed 1.")
+
+
 def test_the_report_says_what_was_run(quickstart):
     text = (quickstart[0].folder / "report" / "report.md").read_text()
     [line] = [line for line in text.splitlines()
