@@ -50,11 +50,11 @@ FURTHER = {
 }
 # Options about files and servers that stand-ins do not need, with the number of their values.
 UNNEEDED = {"--download": 0, "--from": 1, "--storage": 1}
+# Commands that are not ours and not run.
 ELSEWHERE = {
-    "apt-get": "", "createdb": "", "curl": "", "export": "", ".": "", "pip": "",
-    "mlflow server": "", "mlflow ui": "", "optuna-dashboard": "", "python": "",
+    "apt-get", "createdb", "curl", "export", ".", "pip", "mlflow server", "mlflow ui",
+    "optuna-dashboard",
 }  # fmt: skip
-"""Commands that are not ours and not run."""
 
 BLOCK = re.compile(r"^( *)```(bash|python)\n(.*?)^ *```$", re.M | re.S)
 TINY_OPTIONS = dict(zip((word.removeprefix("--") for word in TINY[::2]), TINY[1::2], strict=True))
@@ -75,13 +75,12 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 def lines(text: str) -> list[str]:
     """The commands of a block: without comments, with continued lines in one."""
     joined = re.sub(r"\\\n\s*", " ", text)
-    # What a command says in quotes may go over several lines.
-    found, open_quote = [], ""
+    found, begun = [], ""
     for line in joined.splitlines():
-        line = f"{open_quote}{line}"
-        open_quote = f"{line}\n" if line.startswith("curl") and line.count("'") % 2 else ""
-        open_quote = f"{line}\n" if line.startswith("curl") and not line.endswith('"') else ""
-        if not open_quote and line.strip() and not line.lstrip().startswith("#"):
+        line = f"{begun}{line}"
+        # A request goes on to its closing quote.
+        begun = f"{line}\n" if line.startswith("curl") and not line.endswith('"') else ""
+        if not begun and line.strip() and not line.lstrip().startswith("#"):
             found.append(line)
     return found
 
