@@ -109,7 +109,7 @@ def test_a_training_in_80_columns_cuts_nothing(trained):
              "--batch-size", "16", "--steps", "100", "--report-every", "50")  # fmt: skip
     lines = in_terminal(trained, 80, "-m", "oodflow", "train", *words)
     [address] = [line for line in lines if line.startswith("http://127.0.0.1:5000/#/")]
-    assert re.search(r"/runs/[0-9a-f]{32}$", address)
+    assert re.search(r"/runs/[0-9a-f]{32}(\?workflowType=\w+)?$", address)
     table = [line for line in lines if line.startswith(("│", "┃"))]
     assert table and not any("…" in line for line in table)
     assert all(len(line) <= 80 for line in table)
