@@ -31,7 +31,8 @@ def store(seeds):
 @pytest.fixture(scope="module")
 def children(seeds, store):
     found = runs.find(store, {"dataset": "sketch-letters", "kind": "finetune"})
-    return sorted(found, key=lambda run: run.tags["seed"])
+    whole = (runs.get(store, run.run_id) for run in found)
+    return sorted(whole, key=lambda run: run.tags["seed"])
 
 
 def test_success_is_exit_code_0_and_a_finished_run(seeds, store):
