@@ -156,7 +156,8 @@ class Command(click.Command):
                 yes, no = each.opts[0], each.secondary_opts[0]
                 flags |= dict.fromkeys(each.opts, {"true": yes, "false": no})
                 flags |= dict.fromkeys(each.secondary_opts, {"true": no, "false": yes})
-        return super().parse_args(ctx, list(_plain_flags(args, flags)))
+        arguments = any(isinstance(each, click.Argument) for each in self.params)
+        return super().parse_args(ctx, list(_plain_flags(args, flags, arguments)))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -185,8 +186,13 @@ ORDER = ("Data", "Model", "Start", "Outlier loss", "Optimisation", "Resources", 
 """In which order help shows the groups of options that several commands share."""
 
 
-def _plain_flags(args: list[str], flags: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-    """The words of a command line without the values of its flags: ``--no-x`` for ``--x false``."""
+def _plain_flags(
+    args: list[str], flags: Mapping[str, Mapping[str, str]], arguments: bool
+) -> Iterator[str]:
+    """The words of a command line without the values of its flags: ``--no-x`` for ``--x false``.
+
+    Where a command has ``arguments``, what follows a flag and is no value of it is one of these.
+    """
     words = list(args)
     while words:
         word = words.pop(0)
@@ -194,10 +200,16 @@ def _plain_flags(args: list[str], flags: Mapping[str, Mapping[str, str]]) -> Ite
         if word == "--":
             yield from (word, *words)
             return
-        if name in flags and not equals:
-            value = words.pop(0) if words and words[0].lower() in TRUTH else "true"
-        # What is no value of a flag is left for click to refuse.
-        yield flags.get(name, {}).get(TRUTH.get(value.lower(), ""), word)
+        if name not in flags:
+            yield word
+            continue
+        if not equals:
+            following = words[0].lower() if words else "-"
+            alone = following.startswith("-") or arguments and following not in TRUTH
+            value = "true" if alone else words.pop(0)
+        if value.lower() not in TRUTH:
+            raise click.BadParameter(f"{value!r} is not true or false", param_hint=repr(name))
+        yield flags[name][TRUTH[value.lower()]]
 
 
 class Group(click.Group):

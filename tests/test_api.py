@@ -187,7 +187,10 @@ def test_wrong_options_are_one_line_that_says_what_is_right(given, said, tmp_pat
 def test_options_are_given_by_name_and_those_needed_are_named():
     with pytest.raises(oodflow.UserError, match="give the options of train by name"):
         oodflow.train("glow")
-    with pytest.raises(oodflow.UserError, match="sample needs run: run id or models:/ URI"):
+    with pytest.raises(
+        oodflow.UserError,
+        match=r"sample needs run: run \(id or its beginning, or name\) or models:/ URI",
+    ):
         oodflow.sample(count=2)
     with pytest.raises(oodflow.UserError, match="unknown option of sample 'out'"):
         oodflow.sample(run="r", out="x.png")

@@ -263,9 +263,9 @@ def test_four_workers_of_a_study_on_postgresql_of_which_two_are_killed(
     lost = [trial for trial in study.trials if trial.state.name == "FAIL"]
     assert len(ended) == 12 and len(lost) + 12 == len(study.trials) and len(lost) <= 2
     assert len({tuple(trial.params.values()) for trial in ended}) == 12
-    assert {tuple(trial.params.values()) for trial in lost} <= {
-        tuple(trial.params.values()) for trial in ended
-    }
+    # A worker may die when it has drawn the first of a trial's two parameters.
+    for each in lost:
+        assert any(each.params.items() <= trial.params.items() for trial in ended)
     [parent] = runs.find(member, {"kind": "tune"})
     best = max(trial.value for trial in ended if trial.state.name == "COMPLETE")
     assert parent.registered and parent.metrics["tune/best_auroc"] == best

@@ -49,6 +49,12 @@ class RunInfo:
         """Whether reports may use it: finished, evaluated, with a version in the registry."""
         return self.status == "FINISHED" and self.tags.get("registered") == "true"
 
+    @property
+    def has_model(self) -> bool:
+        """Whether it holds weights: those of older versions have no tag of them."""
+        trained = self.tags.get("kind") in ("train", "finetune") and self.status == "FINISHED"
+        return trained or "weights" in self.tags
+
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else SQLite ``mlflow.db`` in the working folder."""

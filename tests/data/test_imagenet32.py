@@ -152,13 +152,13 @@ ROWS = np.zeros((2, 3072), np.uint8)
         ({"data": ROWS, "labels": [1, 1001]}, "labels outside 1 to 1000"),
         ({"data": ROWS, "labels": [1]}, "labels of shape (1,)"),
         ({"data": ROWS, "labels": [1.0, 2.0]}, "float64"),
-        ({"data": ROWS, "labels": [[1], [2, 3]]}, "damaged or no batch"),
+        ({"data": ROWS, "labels": [[1], [2, 3]]}, "damaged or not a batch"),
         ({"data": ROWS.astype(np.float32), "labels": [1, 2]}, "float32"),
         ({"data": np.zeros((2, 12288), np.uint8), "labels": [1, 2]}, "(2, 12288)"),
         ({"data": np.zeros((0, 3072), np.uint8), "labels": []}, "(0, 3072)"),
         ({"data": [[0] * 3072], "labels": [1]}, "list instead of unsigned bytes"),
         ({"data": np.array([[None] * 3072]), "labels": [1]}, "an array of object"),
-        ([1, 2], "damaged or no batch"),
+        ([1, 2], "damaged or not a batch"),
     ],
 )
 def test_other_content_is_refused(folder, content, said):
@@ -172,7 +172,7 @@ def test_a_truncated_batch_is_named(folder, keep, protocol):
     path = folder / "val_data"
     write(path, *batch(0, 4), protocol=protocol)
     path.write_bytes(path.read_bytes()[:keep])
-    assert "damaged or no batch" in refusal(folder)
+    assert "damaged or not a batch" in refusal(folder)
 
 
 class Attack:

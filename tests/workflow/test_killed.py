@@ -108,7 +108,7 @@ def test_a_run_under_way_moves_to_another_store_and_goes_on_there(
     reports = reports_of(workspace)
     outcome = workspace.oodflow("runs", "sync")
     assert outcome.code == 0, outcome.err
-    assert "--resume goes on" in outcome.out
+    assert "--resume continues" in outcome.out
     [run] = runs.find(workspace.store(), {"seed": "7"})
     assert run.status == "KILLED"
     there = workspace.store().client.get_metric_history(run.run_id, "valid/bpd")
@@ -143,7 +143,7 @@ def test_a_newest_checkpoint_cut_short_falls_back_to_the_one_before(
     outcome = workspace.oodflow(*TRAIN, "--resume")
     assert outcome.code == 0, outcome.err
     [said] = [line for line in outcome.out.splitlines() if "damaged" in line]
-    assert "training.safetensors" in said and "checkpoint before" in said
+    assert "training.safetensors" in said and "previous checkpoint" in said
     assert "continues at update" in outcome.out and "beginning" not in outcome.out
     trained_run(workspace.store()).equals(uninterrupted)
 

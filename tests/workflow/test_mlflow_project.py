@@ -60,7 +60,7 @@ def test_parameters_reach_the_experiment(seeds, store, children):
 
 
 def test_the_parent_holds_mean_and_sample_deviation_of_every_metric(seeds, store, children):
-    first, second = (run.metrics for run in children)
+    first, second = (runs.get(store, run.run_id).metrics for run in children)
     assert first.keys() == second.keys()
     assert {"bpd/sketch-letters", "auroc/sketch-digits/diff", "auroc/mean/diff"} <= first.keys()
     parent = runs.get(store, seeds.run_id).metrics
