@@ -22,7 +22,7 @@ def main(name: str, report: str, facts: str, *tables: str) -> None:
     for table in tables:
         text = (folder / "tables" / f"{table}.md").read_text().strip()
         title, _, rest = text.partition("\n")
-        parts.append(f"**{title.lstrip('# ')}**{rest}")
+        parts.append(f"**{title.lstrip('# ')}**\n\n{rest.strip()}")
     HERE.joinpath("results", f"{name}.md").write_text("\n\n".join(parts) + "\n")
 
 
