@@ -7,7 +7,7 @@ from functools import cached_property
 
 from oodflow.tracking.run_info import RunInfo
 
-__all__ = ["Choice", "choose_runs", "setting_of"]
+__all__ = ["IDENTITY", "Choice", "choose_runs", "setting_of"]
 
 IDENTITY = (
     "model",

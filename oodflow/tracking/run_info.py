@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from oodflow.errors import UserError
+
 __all__ = ["COMMIT", "PARENT", "PREFIX", "SHOWN", "RunInfo", "sqlite_file", "tracking_uri"]
 
 PREFIX = "oodflow."
@@ -54,6 +56,10 @@ class RunInfo:
         """Whether it holds weights: those of older versions have no tag of them."""
         trained = self.tags.get("kind") in ("train", "finetune") and self.status == "FINISHED"
         return trained or "weights" in self.tags
+
+    def without_model(self) -> UserError:
+        """The error where a model is asked for and the run has none."""
+        return UserError(f"run {self.run_id} ({self.name}) holds no model; choose a training run")
 
 
 def tracking_uri() -> str:

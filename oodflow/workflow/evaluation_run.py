@@ -301,7 +301,7 @@ def say_if_changed(session: Session, loaded: LoadedModel) -> None:
 
 def _dataset_of(run: RunInfo) -> str:
     if "dataset" not in run.tags or run.tags.get("kind") not in ("train", "finetune"):
-        raise UserError(f"run {run.run_id} ({run.name}) holds no model; choose a training run")
+        raise run.without_model()
     dataset, plugin = run.tags["dataset"], run.tags.get("plugin.dataset", "")
     if plugin and dataset not in CATALOG:
         raise CATALOG.unknown(dataset, plugin)

@@ -133,6 +133,6 @@ def _checkpoint(reference: str) -> Iterator[Path]:
     store = open_store()
     run = runs.resolve(store, reference)
     if not run.has_model:
-        raise UserError(f"run {run.run_id} ({run.name}) holds no model; choose a training run")
+        raise run.without_model()
     with runs.artifact(store, run.run_id, path) as file:
         yield file

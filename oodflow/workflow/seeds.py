@@ -20,6 +20,7 @@ from oodflow.options import FinetuneOptions, TrainOptions
 from oodflow.tracking import runs
 from oodflow.tracking.leases import leased_in_turn
 from oodflow.tracking.numbers import headline
+from oodflow.tracking.repetitions import IDENTITY
 from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.store import Store
 from oodflow.tracking.views import AUROC, BPD
@@ -36,16 +37,7 @@ __all__ = ["command", "conclude", "finish", "group_seeds", "train"]
 
 DEFAULT_SEEDS = (1,)
 
-INHERITED = (
-    "model",
-    "dataset",
-    "role",
-    "setting",
-    "outlier_loss",
-    "outlier_dataset",
-    "init",
-    "group",
-)
+INHERITED = (*IDENTITY, "group")
 """Tags that a parent run has from its seeds."""
 
 

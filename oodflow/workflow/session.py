@@ -97,7 +97,7 @@ class Session:
     def model(self, run: RunInfo) -> LoadedModel:
         """The model of a run, loaded once; UserError for a run that has none."""
         if not run.has_model:
-            raise UserError(f"run {run.run_id} ({run.name}) holds no model; choose a training run")
+            raise run.without_model()
         if run.run_id not in self._models:
             with runs.artifact(self.store, run.run_id, f"checkpoints/{MODEL_FILE}") as path:
                 try:
