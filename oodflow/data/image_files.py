@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
+import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,6 +42,12 @@ NOT_DECODED = frozenset({"EPS", "MPEG"})
 
 ORIENTATION = 0x0112
 """The EXIF tag of the turn that a camera asks for."""
+
+WHOLE = 65536
+"""Smaller files are read in one go."""
+
+QUIET = ("ignore", None, Warning, re.compile(r"PIL(\.|$)"), 0)
+"""A filter of what Pillow says of sizes and damaged metadata, with a path into its own files."""
 
 Admit = Callable[[tuple[int, int]], None]
 
@@ -112,11 +121,11 @@ def open_image(
     """
     from PIL import Image
 
-    # What Pillow has to say of sizes and of damaged metadata, with a path into its own files.
-    warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+    if QUIET not in warnings.filters:
+        warnings.filterwarnings("ignore", module=QUIET[3].pattern)
     image_suffixes()
     try:
-        with Image.open(source, formats=formats) as opened:
+        with Image.open(_content(source), formats=formats) as opened:
             admit(opened.size)
             opened.load()
             with suppress(Exception):
@@ -144,11 +153,31 @@ def flattened(image: Image.Image, remark: Callable[[str], None] = lambda kind: N
         mode = "L" if image.mode in ("1", "L") else "RGB"
         # A conversion to the same mode would copy the picture.
         image = image if image.mode == mode else image.convert(mode)
-    # Lowest and highest level, or a pair of them for each band.
-    peak = max(each[1] if isinstance(each, tuple) else each for each in image.getextrema())
-    if (lit if wide else peak) and peak < DIM["wide" if wide else "8 bits"]:
-        remark("dim")
+    dim = DIM["wide" if wide else "8 bits"]
+    # Most images have a bright centre, which spares looking for the highest level.
+    if _highest(image.getpixel((image.width // 2, image.height // 2))) < dim:
+        peak = _highest(image.getextrema())
+        if (lit if wide else peak) and peak < dim:
+            remark("dim")
     return image
+
+
+def _highest(levels: Any) -> float:
+    """Of one level, or of any tuple of levels."""
+    return max(map(_highest, levels)) if isinstance(levels, tuple) else levels
+
+
+def _content(source: BinaryIO | Path) -> BinaryIO | Path:
+    """A small file's content, which Pillow then takes apart without asking the system again.
+
+    At every such question another thread would take over.
+    """
+    if not isinstance(source, Path):
+        return source
+    with open(source, "rb", buffering=0) as file:
+        status = os.fstat(file.fileno())
+        small = stat.S_ISREG(status.st_mode) and status.st_size < WHOLE
+        return io.BytesIO(file.readall()) if small else source
 
 
 def _eight_bits(image: Image.Image) -> tuple[bool, Image.Image]:

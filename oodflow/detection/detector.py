@@ -204,14 +204,17 @@ class Detector:
         return all_pixels(images, self.preprocessing)
 
     def judge(
-        self, inputs: Sequence[InputImage], alpha: float | None = DEFAULT_ALPHA
+        self,
+        inputs: Sequence[InputImage],
+        alpha: float | None = DEFAULT_ALPHA,
+        on_progress: Callable[[int], None] | None = None,
     ) -> pd.DataFrame:
         """A row an input, in their order: :data:`DECISION_COLUMNS`, then the parts by scale.
 
         ``score`` and the parts ``scale1`` … (nats), ``p_value`` and ``scale1_p`` … are NaN and
         ``anomalous`` is missing in a row with an ``error``; elsewhere that is "". Without α no
-        decision is made: the column is missing throughout. Raises UserError for an α that cannot
-        be.
+        decision is made: the column is missing throughout. ``on_progress`` as in :meth:`measure`.
+        Raises UserError for an α that cannot be.
         """
         if alpha is not None:
             allowed_rank(alpha, self.calibration.size)
@@ -221,7 +224,7 @@ class Detector:
         numbers = {name: np.full(len(inputs), np.nan) for name in names}
         if readable.any():
             pixels = np.stack([pixels for each in inputs if (pixels := each.pixels) is not None])
-            found = self.measure(pixels)
+            found = self.measure(pixels, on_progress)
             for name, values in (*found.items(), *self.calibration.p_values(found).items()):
                 numbers[str(name)][readable] = values
         anomalous = numbers["p_value"] <= (0.0 if alpha is None else alpha)

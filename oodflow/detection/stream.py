@@ -1,31 +1,43 @@
-"""Decisions over any number of files: read ahead by threads while the models score."""
+"""Any number of files, read and scored by a few threads side by side."""
 
 import os
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import pandas as pd
+import torch
 
 from oodflow.data.account import Account
 from oodflow.data.image_files import printable
 from oodflow.detection.detector import Detector
 from oodflow.detection.inputs import InputImage, from_file
 from oodflow.detection.preprocessing import Preprocessing
+from oodflow.models.precision import precision_context
 
-__all__ = ["JudgedFiles", "judged_files", "read_ahead"]
+__all__ = ["JudgedFiles", "judged_files", "side_by_side"]
 
-TOGETHER = 4096
-"""Files whose rows come together: fewer at a time make scoring wait for reading more often."""
+TOGETHER = 512
+"""Files that a thread reads, then scores, where their images are small."""
 
-PART = 32
-"""Files that a thread reads at a time: a task costs more than to read a small image."""
+FEW = 32
+"""Files of a thread at first, and where images are large: then progress is seen more often."""
 
-AHEAD = 1
-"""Batches that are read, or being read, while one is scored."""
+SMALL = 128 * 128
+"""Pixels up to which reading an image is mostly Python, which one thread at a time runs."""
+
+MOST_THREADS = 8
+"""Threads that read for an accelerator."""
+
+MOST_SCORERS = 4
+"""Threads that score on the CPU; each needs memory of its own and has a share of the cores."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,38 +61,94 @@ def judged_files(
     alpha: float | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[JudgedFiles]:
-    """The files in batches of :data:`TOGETHER`, a row for every one.
+    """The files in their order, some at a time, a row for every one.
 
     ``alpha`` as in :meth:`oodflow.detection.detector.Detector.judge`; ``on_progress`` gets the
     number of files so far. The memory needed does not grow with the number of files.
     """
     done = 0
-    for batch, inputs in read_ahead(iter(files), detector.preprocessing):
-        rows = detector.judge(inputs, alpha)
-        rows.insert(0, "file", [printable(file) for file in batch])
+
+    def judge(inputs: Sequence[InputImage], on_batch: Callable[[int], None]) -> pd.DataFrame:
+        return detector.judge(inputs, alpha, on_batch)
+
+    for part, inputs, rows in side_by_side(files, detector.preprocessing, detector.device, judge):
+        rows.insert(0, "file", [printable(file) for file in part])
         yield JudgedFiles(rows, inputs)
-        done += len(batch)
+        done += len(part)
         on_progress(done)
 
 
-def read_ahead(
-    files: Iterator[Path], preprocessing: Preprocessing
-) -> Iterator[tuple[list[Path], list[InputImage]]]:
-    """The files and what is read of them, :data:`TOGETHER` at a time."""
+Part = tuple[list[Path], list[InputImage], pd.DataFrame]
 
-    def read_part(part: list[Path]) -> list[InputImage]:
-        return [from_file(file, preprocessing) for file in part]
 
-    def collected(tasks: list[Future[list[InputImage]]]) -> list[InputImage]:
-        return [each for task in tasks for each in task.result()]
+def side_by_side(
+    files: Iterable[Path],
+    preprocessing: Preprocessing,
+    device: torch.device | str,
+    score: Callable[[Sequence[InputImage], Callable[[int], None]], pd.DataFrame],
+) -> Iterator[Part]:
+    """Some files, what is read of them, and ``score`` of that, in the order of the files.
 
-    waiting: deque[tuple[list[Path], list[Future[list[InputImage]]]]] = deque()
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        while batch := list(islice(files, TOGETHER)):
-            parts = [batch[start : start + PART] for start in range(0, len(batch), PART)]
-            waiting.append((batch, [pool.submit(read_part, part) for part in parts]))
-            if len(waiting) > AHEAD:
-                oldest, tasks = waiting.popleft()
-                yield oldest, collected(tasks)
-        for oldest, tasks in waiting:
-            yield oldest, collected(tasks)
+    Each thread reads some files and scores them itself, with its share of the cores: threads that
+    compute one batch together wait for the one whose core reads a file. An accelerator scores for
+    one thread at a time. How many files come together depends on the files alone, so that no number
+    depends on the time that anything takes. ``score`` calls its second argument after each batch,
+    which raises CancelledError where the rows are no longer wanted.
+    """
+    on_cpu = torch.device(device).type == "cpu"
+    scorer: AbstractContextManager[Any] = nullcontext() if on_cpu else threading.Lock()
+    reader, stopped = threading.Lock(), threading.Event()
+
+    def go_on(done: int = 0) -> None:
+        if stopped.is_set():
+            raise CancelledError
+
+    def task(part: list[Path], small: bool) -> Part:
+        inputs = []
+        # Threads that take turns within a small image lose more than they gain.
+        with reader if small else nullcontext():
+            for file in part:
+                go_on()
+                inputs.append(from_file(file, preprocessing))
+        with scorer:
+            return part, inputs, score(inputs, go_on)
+
+    remaining, waiting, small = iter(files), deque[Future[Part]](), False
+    # Each thread sets the precision and restores what it found: here it is what all of them set.
+    with precision_context("fp32", torch.device(device)), _threads(on_cpu) as (pool, count):
+
+        def submit() -> None:
+            if part := list(islice(remaining, TOGETHER if small else FEW)):
+                waiting.append(pool.submit(task, part, small))
+
+        try:
+            for _ in range(2 * count):
+                submit()
+            while waiting:
+                done = waiting.popleft().result()
+                small = median(each.size[0] * each.size[1] for each in done[1]) <= SMALL
+                submit()
+                yield done
+        finally:
+            stopped.set()
+
+
+@contextmanager
+def _threads(on_cpu: bool) -> Iterator[tuple[ThreadPoolExecutor, int]]:
+    """Threads, and how many; on the CPU they share those with which torch computes."""
+    if not on_cpu:
+        count = min(MOST_THREADS, os.cpu_count() or 1)
+        with ThreadPoolExecutor(count) as pool:
+            yield pool, count
+        return
+    together = torch.get_num_threads()
+    count = min(MOST_SCORERS, together)
+    share = together // count
+    try:
+        with ThreadPoolExecutor(
+            count, initializer=torch.set_num_threads, initargs=(share,)
+        ) as pool:
+            yield pool, count
+    finally:
+        # It is not a thread's alone.
+        torch.set_num_threads(together)

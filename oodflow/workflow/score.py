@@ -15,8 +15,9 @@ from oodflow.data.account import Account
 from oodflow.data.archives import find_images
 from oodflow.data.catalog import is_own
 from oodflow.data.image_files import printable
+from oodflow.detection.inputs import InputImage
 from oodflow.detection.preprocessing import Preprocessing, remembered
-from oodflow.detection.stream import read_ahead
+from oodflow.detection.stream import side_by_side
 from oodflow.errors import UserError
 from oodflow.evaluation.scoring import score_images
 from oodflow.models.device import available_device
@@ -77,11 +78,16 @@ def score_files(
     """
     shape = model.image_shape
     names: list[str] = []
-    pixels: list[np.ndarray] = []
+    tables: list[pd.DataFrame] = []
     unreadable: dict[str, str] = {}
-    with console.progress("reading", len(files)) as advance:
-        for batch, inputs in read_ahead(iter(files), preprocessing):
-            for file, each in zip(batch, inputs, strict=True):
+
+    def score(inputs: Sequence[InputImage], on_batch: Callable[[int], None]) -> pd.DataFrame:
+        pixels = [each.pixels for each in inputs if each.pixels is not None]
+        return _table(model, np.stack(pixels), device, on_batch) if pixels else pd.DataFrame()
+
+    with console.progress("scoring", len(files)) as advance:
+        for part, inputs, table in side_by_side(files, preprocessing, device, score):
+            for file, each in zip(part, inputs, strict=True):
                 for kind in each.remarks:
                     account.remark(kind, printable(file))
                 if each.pixels is None:
@@ -93,12 +99,11 @@ def score_files(
                     )
                 else:
                     names.append(printable(file))
-                    pixels.append(each.pixels)
+            tables.append(table)
             advance(len(names) + len(unreadable))
-    if not pixels:
-        return pd.DataFrame(), unreadable
-    table = score_pixels(model, np.stack(pixels), device)
-    table.insert(0, "file", names)
+    table = pd.concat(tables, ignore_index=True)
+    if len(table):
+        table.insert(0, "file", names)
     return table, unreadable
 
 
@@ -106,10 +111,19 @@ def score_pixels(
     model: LikelihoodModel, pixels: NDArray[np.uint8], device: torch.device
 ) -> pd.DataFrame:
     """One row per image of uint8 N×C×H×W: log_prob (nats), scale1 …, last_scale, bpd."""
+    with console.progress("scoring", len(pixels)) as advance:
+        return _table(model, pixels, device, advance)
+
+
+def _table(
+    model: LikelihoodModel,
+    pixels: NDArray[np.uint8],
+    device: torch.device,
+    on_progress: Callable[[int], None],
+) -> pd.DataFrame:
     # torch takes no memory that it could not write to.
     images = torch.from_numpy(np.require(pixels, None, ["C", "W"]))
-    with console.progress("scoring", len(pixels)) as advance:
-        scored = score_images(model, images, None, device=device, on_progress=advance)
+    scored = score_images(model, images, None, device=device, on_progress=on_progress)
     scales = [f"scale{i + 1}" for i in range(model.scales)]
     table = scored[["log_prob", *(name for name in scales if name in scored)]].copy()
     if model.scales > 1:

@@ -1,10 +1,13 @@
 """Many files: a row for each, decided as the detector decides, in constant memory."""
 
+import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from oodflow.data.account import Account
@@ -99,7 +102,7 @@ def test_the_counts_are_those_of_all_rows(detector, folder):
         tally = tally.plus(judged.rows)
         frames.append(judged.rows)
     rows = pd.concat(frames)
-    assert [len(frame) for frame in frames] == [stream.TOGETHER, 6]
+    assert sum(map(len, frames)) == 262
     assert tally.anomalous(25) == rows["anomalous"].sum()
     assert tally.counts.sum() == rows["p_value"].notna().sum()
 
@@ -132,9 +135,52 @@ def test_files_are_read_ahead_but_not_far(detector, folder):
             asked.append(file)
             yield file
 
-    first = next(judged_files(detector, watched()))
-    assert len(first.rows) == stream.TOGETHER
-    assert len(asked) <= (stream.AHEAD + 1) * stream.TOGETHER < len(files)
+    judged = judged_files(detector, watched())
+    next(judged)
+    assert len(asked) <= (2 * stream.MOST_SCORERS + 1) * stream.TOGETHER < len(files)
+    judged.close()
+
+
+def test_the_numbers_are_the_same_every_time(detector, folder):
+    """How many files come together does not depend on which thread was quick."""
+    files = list(find_images([folder], Account()))
+    first, second = (
+        pd.concat([each.rows for each in judged_files(detector, files)]) for _ in range(2)
+    )
+    pd.testing.assert_frame_equal(first, second, check_exact=True)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 6])
+def test_torch_computes_with_as_many_threads_as_before(detector, folder, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        files = list(find_images([folder], Account()))
+        for whole in (True, False):
+            judged = judged_files(detector, files)
+            assert len(next(judged).rows)
+            assert torch.get_num_threads() == threads
+            rest = list(judged) if whole else judged.close()
+            assert rest or not whole
+            assert torch.get_num_threads() == threads
+            with ThreadPoolExecutor(1) as pool:
+                assert pool.submit(torch.get_num_threads).result() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_no_file_is_read_once_the_rows_are_not_wanted(detector, folder, monkeypatch):
+    files = list(find_images([folder], Account())) * 20
+    read = []
+    original = stream.from_file
+    monkeypatch.setattr(stream, "from_file", lambda *a: read.append(a) or original(*a))
+    judged = judged_files(detector, files)
+    next(judged)
+    judged.close()
+    assert len(read) < 2 * stream.MOST_SCORERS * stream.TOGETHER
+    before = len(read)
+    time.sleep(0.2)
+    assert len(read) == before
 
 
 def test_memory_does_not_grow_with_the_files(detector, folder, tmp_path, monkeypatch):
