@@ -174,10 +174,12 @@ def _content(source: BinaryIO | Path) -> BinaryIO | Path:
     """
     if not isinstance(source, Path):
         return source
+    # Not what is read only once, such as a pipe.
+    status = os.stat(source)
+    if not stat.S_ISREG(status.st_mode) or status.st_size >= WHOLE:
+        return source
     with open(source, "rb", buffering=0) as file:
-        status = os.fstat(file.fileno())
-        small = stat.S_ISREG(status.st_mode) and status.st_size < WHOLE
-        return io.BytesIO(file.readall()) if small else source
+        return io.BytesIO(file.readall())
 
 
 def _eight_bits(image: Image.Image) -> tuple[bool, Image.Image]:
