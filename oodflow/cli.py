@@ -127,11 +127,18 @@ class GroupedOption(click.Option):
         self.group = group
 
 
+class Interrupted(Exception):
+    """A command was interrupted; says how to go on, or nothing."""
+
+
 def entry_point(name: str, entry: EntryPoint) -> click.Command:
     """The click command of one entry point."""
 
     def run(**given: Any) -> int | None:
-        return resolve(name)(entry.options(**given))
+        try:
+            return resolve(name)(entry.options(**given))
+        except KeyboardInterrupt:
+            raise Interrupted(entry.interrupted) from None
 
     return Command(
         name.split()[-1],
@@ -269,8 +276,8 @@ def guarded(run: Callable[[], Any]) -> int:
         command = problem.ctx.command_path if problem.ctx else "oodflow"
         error(f"{' '.join(problem.format_message().split())} (see {command} --help)")
         return 2
-    except (KeyboardInterrupt, click.Abort):
-        error("interrupted; progress is saved: the same command with --resume continues")
+    except (Interrupted, KeyboardInterrupt, click.Abort) as stop:
+        error("; ".join(filter(None, ("interrupted", *map(str, stop.args)))))
         return 130
     except Exception as problem:
         line = _explained(problem)

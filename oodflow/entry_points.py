@@ -46,6 +46,12 @@ class EntryPoint:
     """Options that people set most, which ``MLproject`` lists; it accepts all others as well."""
     details: str = ""
     """More help, in paragraphs."""
+    interrupted: str = ""
+    """How to go on after an interruption, where something was kept."""
+
+
+AGAIN = "the same command continues where it was"
+RESUME = "progress is saved: the same command with --resume continues"
 
 
 ENTRY_POINTS: Mapping[str, EntryPoint] = {
@@ -54,6 +60,7 @@ ENTRY_POINTS: Mapping[str, EntryPoint] = {
         QuickstartOptions,
         ("oodflow main", "oodflow main --seeds 1,2 --steps 20"),
         ("dataset", "seeds", "steps", "workers", "device", "out"),
+        interrupted=AGAIN,
     ),
     "train": EntryPoint(
         "Train a model from scratch; on a general dataset it becomes a general model.",
@@ -61,6 +68,7 @@ ENTRY_POINTS: Mapping[str, EntryPoint] = {
         ("oodflow train", "oodflow train --dataset cifar10 --preset paper --seeds 1,2,3"),
         ("model", "preset", "dataset", "seeds", "epochs", "steps", "batch_size", "lr", "device",
          "precision"),
+        interrupted=RESUME,
     ),
     "finetune": EntryPoint(
         "Train on a dataset from the general model's weights, with or without an outlier loss.",
@@ -74,6 +82,7 @@ ENTRY_POINTS: Mapping[str, EntryPoint] = {
         ("model", "preset", "dataset", "seeds", "init", "supervised", "outlier_loss",
          "outlier_dataset", "general", "temperature", "outlier_weight", "margin", "epochs",
          "steps", "batch_size", "lr", "device", "precision"),
+        interrupted=RESUME,
     ),
     "evaluate": EntryPoint(
         "Score test images under registered models: BPD, AUROC, AUPR, FPR95, figures.",
@@ -92,6 +101,7 @@ ENTRY_POINTS: Mapping[str, EntryPoint] = {
         ),
         ("trials", "dataset", "outlier_loss", "objective", "study", "storage", "preset", "seeds",
          "steps", "device"),
+        interrupted=AGAIN,
     ),
     "analyse": EntryPoint(
         "Analyse registered models: Fourier mixes, correlations, extreme images, inlier folds.",
@@ -119,6 +129,7 @@ ENTRY_POINTS: Mapping[str, EntryPoint] = {
             "oodflow reproduce --plan paper --engine ray --gpus 0.5",
         ),
         ("plan", "dry_run", "only", "seeds", "general_set", "workers", "engine", "device", "out"),
+        interrupted=AGAIN,
     ),
     "bench": EntryPoint(
         "Measure a training update: its parts, its memory, and this device's lower bound for it.",

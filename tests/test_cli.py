@@ -366,10 +366,9 @@ def test_a_bug_is_exit_code_1_and_a_traceback(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_an_interruption_is_exit_code_130_and_says_how_to_go_on(capsys):
+def test_an_interruption_before_any_command_is_exit_code_130(capsys):
     assert guarded(raising(KeyboardInterrupt())) == 130
-    err = capsys.readouterr().err
-    assert "--resume" in err and err.count("\n") == 1
+    assert capsys.readouterr().err == "error: interrupted\n"
 
 
 def test_a_command_that_ends_well_is_exit_code_0():
@@ -447,3 +446,20 @@ def test_output_that_goes_nowhere_ends_no_command(where, printing):
         ["bash", "-c", command, sys.executable, printing], capture_output=True, text=True
     )
     assert done.stdout == "7\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "how"),
+    [
+        (["train"], "; progress is saved: the same command with --resume continues"),
+        (["tune"], "; the same command continues where it was"),
+        (["detect", "detector", "photos"], ""),
+    ],
+)
+def test_an_interruption_promises_what_is_there(monkeypatch, capsys, words, how):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("oodflow.cli.resolve", lambda name: interrupted)
+    assert guarded(lambda: cli.main(words, "oodflow", standalone_mode=False)) == 130
+    assert capsys.readouterr().err == f"error: interrupted{how}\n"

@@ -74,19 +74,15 @@ def command(chosen: ReproduceOptions) -> int:
         _show_dry_run(session, tasks, wanted)
         return 0
     tags = {"kind": "reproduce", "plan": plan.source, "registered": "false"}
-    try:
-        with ENGINES[chosen.engine](session, chosen) as workers:
-            name = f"reproduce · {plan.title}"
-            record = runs.start(session.store, name, tags, project_run=project_run)
-            with runs.ended_on_error(session.store, record):
-                runs.log_text(session.store, record, plan.text, "plan.yaml")
-                outcomes = carry_out(session, tasks, workers, {task.name for task in wanted})
-                made = [outcomes[task.name] for task in wanted]
-                lacking = [each for each in made if each.state in (FAILED, WAITING, ABSENT)]
-                _keep(session, record, made)
-    except KeyboardInterrupt:
-        console.error("interrupted; the same command continues where it was")
-        return 130
+    with ENGINES[chosen.engine](session, chosen) as workers:
+        name = f"reproduce · {plan.title}"
+        record = runs.start(session.store, name, tags, project_run=project_run)
+        with runs.ended_on_error(session.store, record):
+            runs.log_text(session.store, record, plan.text, "plan.yaml")
+            outcomes = carry_out(session, tasks, workers, {task.name for task in wanted})
+            made = [outcomes[task.name] for task in wanted]
+            lacking = [each for each in made if each.state in (FAILED, WAITING, ABSENT)]
+            _keep(session, record, made)
     runs.end(session.store, record, "FAILED" if lacking else "FINISHED")
     console.show(_by_step(made))
     if lacking:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import threading
 import warnings
 
 import numpy as np
@@ -101,6 +102,24 @@ def test_dim_pictures_of_8_bits_and_black_ones(tmp_path):
     assert opened(tmp_path, np.stack([masks] * 3, -1))[1] == ["dim"]
     for black in (np.zeros((8, 8), np.uint8), np.zeros((8, 8), np.uint16)):
         assert opened(tmp_path, black)[1] == []
+
+
+@pytest.mark.parametrize("place", [(0, 0), (4, 4), (7, 7)])
+def test_one_bright_pixel_anywhere_is_no_dim_picture(tmp_path, place):
+    pixels = np.ones((8, 8, 3), np.uint8)
+    pixels[place] = 1, 16, 1
+    assert opened(tmp_path, pixels)[1] == []
+    assert opened(tmp_path, pixels[..., 1])[1] == []
+
+
+def test_a_pipe_is_read_once(tmp_path):
+    Image.fromarray(pixels := np.full((8, 8, 3), 77, np.uint8)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe")
+    content = (tmp_path / "a.png").read_bytes()
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(content,))
+    writer.start()
+    assert np.array_equal(open_image(tmp_path / "pipe"), pixels)
+    writer.join()
 
 
 def test_a_turn_that_is_not_applied_is_told(tmp_path):
