@@ -152,7 +152,9 @@ class ModelOptions(Options):
 
     model: str = option("model family", "glow", MODELS, unfit=COMPRESSORS)
     preset: str = option(
-        "quick: minutes on a CPU; small: an hour; paper: the published settings", "quick", PRESETS
+        "quick: minutes on a CPU; small: up to an hour; paper: the published settings",
+        "quick",
+        PRESETS,
     )
     depth: int | None = option(
         "Glow: steps per scale; PixelCNN++: blocks per stage; Wide-ResNet: depth"

@@ -65,6 +65,11 @@ SMALL_GLOW = Preset(
     warmup=50, report_every=250, cooldown=0.3,
     epochs=0, scratch_steps=4000, general_steps=4000, finetune_steps=1000,
 )  # fmt: skip
+QUICK_TARFLOW = Preset(
+    depth=4, layers=2, patch=4, hidden=64, batch_size=64, lr=2e-3, finetune_lr=2e-3,
+    weight_decay=1e-4, warmup=50, report_every=100,
+    epochs=0, scratch_steps=700, general_steps=700, finetune_steps=250,
+)  # fmt: skip
 PAPER_GLOW = Preset(
     depth=32, hidden=512, batch_size=64, lr=5e-4, finetune_lr=5e-4, weight_decay=5e-5,
     warmup=0, report_every=0,
@@ -93,10 +98,10 @@ _PRESETS: Mapping[tuple[str, str], Preset] = {
         weight_decay=0.0, warmup=0, report_every=0,
         epochs=120, scratch_steps=0, general_steps=120 * (50_000 // 16), finetune_steps=0,
     ),
-    ("tarflow", "quick"): Preset(
-        depth=4, layers=2, patch=4, hidden=64, batch_size=64, lr=2e-3, finetune_lr=2e-3,
-        weight_decay=1e-4, warmup=50, report_every=100,
-        epochs=0, scratch_steps=700, general_steps=700, finetune_steps=250,
+    ("tarflow", "quick"): QUICK_TARFLOW,
+    ("tarflow", "small"): replace(
+        QUICK_TARFLOW, lr=1e-3, finetune_lr=1e-3, report_every=250,
+        scratch_steps=4000, general_steps=4000, finetune_steps=2000,
     ),
     # Trained for 100 epochs, as for the published likelihoods; warmed up for one of CIFAR10.
     ("tarflow", "paper"): Preset(

@@ -114,8 +114,7 @@ def side_by_side(
             return part, inputs, score(inputs, go_on)
 
     remaining, waiting, small = iter(files), deque[Future[Part]](), False
-    # Each thread sets the precision and restores what it found: here it is what all of them set.
-    with precision_context("fp32", torch.device(device)), _threads(on_cpu) as (pool, count):
+    with _threads(on_cpu) as (pool, count):
 
         def submit() -> None:
             if part := list(islice(remaining, TOGETHER if small else FEW)):
@@ -144,10 +143,10 @@ def _threads(on_cpu: bool) -> Iterator[tuple[ThreadPoolExecutor, int]]:
     together = torch.get_num_threads()
     count = min(MOST_SCORERS, together)
     share = together // count
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(share,))
     try:
-        with ThreadPoolExecutor(
-            count, initializer=torch.set_num_threads, initargs=(share,)
-        ) as pool:
+        # Each thread sets the precision and restores what it found, which is this.
+        with precision_context("fp32", torch.device("cpu")), pool:
             yield pool, count
     finally:
         # It is not a thread's alone.
