@@ -43,7 +43,7 @@ def test_every_family_can_be_built_and_has_both_presets() -> None:
     assert all({"quick", "paper"} <= set(presets) for presets in MODELS.values())
     # Between the two where its settings were measured.
     small = {name for name, presets in MODELS.items() if "small" in presets}
-    assert small == {"glow", "glow-conditional", *COMPRESSORS}
+    assert small == {"glow", "glow-conditional", "tarflow", *COMPRESSORS}
 
 
 @pytest.mark.parametrize("model", DENSITIES)
