@@ -1,12 +1,19 @@
 """The device that models run on."""
 
 import os
+import time
+from pathlib import Path
 
 import torch
 
 from oodflow.errors import UserError
 
 __all__ = ["available_device", "busy"]
+
+
+LOOKS = 10
+BETWEEN_LOOKS = 0.01
+"""Seconds; each look is at one instant."""
 
 
 def available_device(name: str) -> torch.device:
@@ -26,8 +33,23 @@ def available_device(name: str) -> torch.device:
 
 
 def busy(device: torch.device, threads: int) -> str:
-    """Words on the load where so many threads more are too many for this machine's cores, or ""."""
-    cores, load = os.cpu_count() or 1, os.getloadavg()[0]
-    if device.type != "cpu" or load + threads <= 1.5 * cores:
+    """Words on what computes beside us where so many threads more are too many, or ""."""
+    cores, others = os.cpu_count() or 1, _computing_now() - 1
+    if device.type != "cpu" or others + threads <= cores:
         return ""
-    return f"this machine is busy (load {load:.1f} on {cores} cores)"
+    return f"this machine is busy (others compute on {min(others, cores)} of its {cores} cores)"
+
+
+def _computing_now() -> int:
+    """Threads that have or wait for a core, all the time for a moment; 0 where nothing says so.
+
+    The load of the last minute would count what this very command has done before.
+    """
+    counts = []
+    for _ in range(LOOKS):
+        try:
+            counts.append(int(Path("/proc/loadavg").read_text().split()[3].split("/")[0]))
+        except (OSError, IndexError, ValueError):
+            return 0
+        time.sleep(BETWEEN_LOOKS)
+    return min(counts)
