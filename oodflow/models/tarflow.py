@@ -60,7 +60,9 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
         return layer(x)
     # The same numbers as images of 1×T pixels in channels_last.
     images = x[:, None].permute(0, 3, 1, 2)
-    return F.conv2d(images, layer.weight[:, :, None, None], layer.bias).permute(0, 2, 3, 1)[:, 0]
+    after = F.conv2d(images, layer.weight[:, :, None, None], layer.bias)
+    # Squeezed, since the gradient of an index is written into zeros.
+    return after.permute(0, 2, 3, 1).squeeze(1)
 
 
 class Memory:
