@@ -103,6 +103,7 @@ def test_the_counts_are_those_of_all_rows(detector, folder):
         frames.append(judged.rows)
     rows = pd.concat(frames)
     assert sum(map(len, frames)) == 262
+    assert len(frames) > 1 and max(map(len, frames)) <= stream.TOGETHER
     assert tally.anomalous(25) == rows["anomalous"].sum()
     assert tally.counts.sum() == rows["p_value"].notna().sum()
 
