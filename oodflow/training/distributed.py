@@ -12,6 +12,7 @@ a rank without an image to compute; the wrapper would hang there.
 Only dropout differs from that of one process: each rank draws its own units.
 """
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,6 +67,9 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
+    # Its functions bind the group of their import as default. Imported later, as parts of torch do,
+    # they would keep this group and its threads alive, which can abort the process at its exit.
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group(backend, timeout=PATIENCE)
     try:
         yield device

@@ -3,6 +3,7 @@
 This file is also what torchrun starts: each process then trains every case and saves what it got.
 """
 
+import importlib
 import os
 import subprocess
 import sys
@@ -120,9 +121,14 @@ def torchrun(*words: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
+def threads() -> list[str]:
+    """Names of this process's threads, those of C++ included."""
+    return sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+
+
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory) -> list[dict]:
-    """What each of two processes got in every case."""
+    """What each of two processes got in every case, and its threads within the group and after."""
     folder = tmp_path_factory.mktemp("ranks")
     done = torchrun(__file__, str(folder))
     assert done.returncode == 0, done.stderr
@@ -164,6 +170,14 @@ def test_processes_drop_and_skip_together(of_two, loss) -> None:
         assert list(updates_skipped) == [0] * STEPS
 
 
+@pytest.mark.long
+def test_no_thread_of_the_group_outlives_it(of_two) -> None:
+    """One that does can abort the process at its exit."""
+    for process in of_two:
+        assert any("gloo" in name for name in process["threads inside"])
+        assert not any("gloo" in name for name in process["threads after"])
+
+
 def test_parts_of_a_batch_are_the_batch() -> None:
     whole = batches("in", 15, {}).at(2)
     parts = [whole.part(number, 4) for number in range(4)]
@@ -184,4 +198,8 @@ def test_without_torchrun_there_is_one_process() -> None:
 if __name__ == "__main__":
     with process_group(CPU):
         found = {(loss, marked): trained(loss, marked) for loss, marked in CASES}
-        torch.save(found, Path(sys.argv[1]) / f"{rank()}.pt")
+        # Compiling imports it, and whatever else of torch binds the group that there is.
+        importlib.import_module("torch._dynamo")
+        found["threads inside"], number = threads(), rank()
+    found["threads after"] = threads()
+    torch.save(found, Path(sys.argv[1]) / f"{number}.pt")
