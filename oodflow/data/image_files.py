@@ -80,6 +80,17 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in known.items() if kind in decoded)
 
 
+@cache
+def _all_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that it tries, the commonest first."""
+    from PIL import Image
+
+    # Pillow knows all of them only after this.
+    image_suffixes()
+    common = ("PNG", "JPEG")
+    return (*common, *(name for name in Image.ID if name not in common))
+
+
 @contextmanager
 def admission(most: int = MOST_PIXELS) -> Iterator[Admit]:
     """Yields the ``admit`` of :func:`open_image` for one image.
@@ -123,14 +134,15 @@ def open_image(
 
     if QUIET not in warnings.filters:
         warnings.filterwarnings("ignore", module=QUIET[3].pattern)
-    image_suffixes()
     try:
-        with Image.open(_content(source), formats=formats) as opened:
+        with Image.open(_content(source), formats=formats or _all_formats()) as opened:
             admit(opened.size)
             opened.load()
-            with suppress(Exception):
-                if opened.getexif().get(ORIENTATION, 1) != 1:
-                    remark("turned")
+            # Whatever tells of a turn comes with an entry there.
+            if opened.info:
+                with suppress(Exception):
+                    if opened.getexif().get(ORIENTATION, 1) != 1:
+                        remark("turned")
             return flattened(opened, remark)
     except UnreadableImage:
         raise
@@ -178,8 +190,12 @@ def _content(source: BinaryIO | Path) -> BinaryIO | Path:
     status = os.stat(source)
     if not stat.S_ISREG(status.st_mode) or status.st_size >= WHOLE:
         return source
-    with open(source, "rb", buffering=0) as file:
-        return io.BytesIO(file.readall())
+    # An opened file object would ask four times more.
+    descriptor = os.open(source, os.O_RDONLY)
+    try:
+        return io.BytesIO(os.read(descriptor, WHOLE))
+    finally:
+        os.close(descriptor)
 
 
 def _eight_bits(image: Image.Image) -> tuple[bool, Image.Image]:
