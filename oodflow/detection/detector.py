@@ -5,7 +5,7 @@ It is saved as a folder (:mod:`oodflow.detection.sealed`) of ``detector.json``, 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -32,6 +32,7 @@ from oodflow.evaluation.scores import (
 )
 from oodflow.evaluation.scoring import score_images
 from oodflow.experiment import Experiment
+from oodflow.models.fused import Folds, folded_once
 from oodflow.models.likelihood import LikelihoodModel
 from oodflow.training.checkpoint import load_model, save_model
 
@@ -63,11 +64,15 @@ DEFAULT_ALPHA = 0.05
 
 @dataclass(frozen=True, eq=False)
 class DetectorModel:
-    """A model of a detector, with the experiment that made it and the digest of its weights."""
+    """A model of a detector, with the experiment that made it and the digest of its weights.
+
+    The weights never change, so what is computed from them alone is computed once.
+    """
 
     model: LikelihoodModel
     experiment: Experiment
     digest: str
+    folds: Folds = field(default_factory=dict, repr=False)
 
 
 def roles_of(score: str) -> tuple[str, ...]:
@@ -374,15 +379,16 @@ def _tables(
             if on_progress is not None:
                 on_progress((before + done) // len(models))
 
-        tables[role] = score_images(
-            each.model,
-            pixels,
-            None,
-            device=device,
-            batch_size=BATCH,
-            dequantised=False,
-            on_progress=advance,
-        )
+        with folded_once(each.folds):
+            tables[role] = score_images(
+                each.model,
+                pixels,
+                None,
+                device=device,
+                batch_size=BATCH,
+                dequantised=False,
+                on_progress=advance,
+            )
     return tables
 
 

@@ -15,6 +15,7 @@ import torch
 from oodflow.detection.inputs import from_base64
 from oodflow.detection.preprocessing import Preprocessing, remembered
 from oodflow.evaluation.scoring import score_images
+from oodflow.models.fused import Folds, folded_once
 from oodflow.models.likelihood import LikelihoodModel
 from oodflow.training.checkpoint import load_model
 
@@ -30,6 +31,7 @@ class ServedDensity:
     def __init__(self, model: LikelihoodModel, preprocessing: Preprocessing) -> None:
         self.model = model
         self.preprocessing = preprocessing
+        self.folds: Folds = {}
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None):
         """log p(x) in nats over the 256 levels and bits per dimension, noise-free (S4.5).
@@ -41,9 +43,9 @@ class ServedDensity:
         log_prob = np.full(len(inputs), np.nan)
         if pixels:
             device = next(self.model.parameters(), torch.empty(0)).device
-            table = score_images(
-                self.model, torch.from_numpy(np.stack(pixels)), None, device=device
-            )
+            images = torch.from_numpy(np.stack(pixels))
+            with folded_once(self.folds):
+                table = score_images(self.model, images, None, device=device, dequantised=False)
             log_prob[[each.pixels is not None for each in inputs]] = table["log_prob"]
         bits = math.prod(self.model.image_shape) * math.log(2)
         columns = (log_prob, -log_prob / bits, [each.resized for each in inputs],

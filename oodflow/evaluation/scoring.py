@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from oodflow.errors import UserError
 from oodflow.models.class_conditional import ClassConditionalGlow
+from oodflow.models.fused import folded_once
 from oodflow.models.likelihood import NOISE_FREE, LikelihoodModel
 from oodflow.models.precision import precision_context
 
@@ -105,7 +106,7 @@ def score_images(
     clean_batches, prior_batches, noisy_batches = [], [], []
     predicted = []
     arithmetic = precision_context(precision, torch.device(device))
-    with evaluation_mode(model), arithmetic, torch.inference_mode():
+    with evaluation_mode(model), arithmetic, torch.inference_mode(), folded_once():
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)
             images = _filled(pixels[start:stop]).to(device, non_blocking=True)

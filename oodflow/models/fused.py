@@ -13,7 +13,9 @@ The numbers are those of :mod:`oodflow.models.layers` up to rounding. What is fo
 Everything is in channels_last, in which convolutions are fastest on CPUs and tensor cores.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -26,21 +28,54 @@ from oodflow.models.form import current_form
 from oodflow.models.layers import FlowStep, lu_product
 from oodflow.models.precision import full_precision
 
-__all__ = ["fold"]
+__all__ = ["Folds", "fold", "folded_once"]
 
 Step = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+Folded = tuple[Sequence[Step], Tensor | float]
+"""What :func:`fold` makes of the steps of a scale."""
+
+Folds = dict[nn.ModuleList, Folded]
+
+_folds: ContextVar[Folds | None] = ContextVar("folds", default=None)
 
 # What autograd itself calls.
 _CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
 _THRESHOLD_BACKWARD = torch.ops.aten.threshold_backward.grad_input
 
 
-def fold(steps: nn.ModuleList) -> tuple[Sequence[Step], Tensor | float]:
+@contextmanager
+def folded_once(known: Folds | None = None) -> Iterator[None]:
+    """Fold each scale once for the block, in which no parameter, form or precision changes.
+
+    ``known`` keeps what was folded for later blocks, of models that never change again. Without it
+    the folds of an outer block serve here too.
+    """
+    if known is None:
+        outer = _folds.get()
+        known = {} if outer is None else outer
+    token = _folds.set(known)
+    try:
+        yield
+    finally:
+        _folds.reset(token)
+
+
+def fold(steps: nn.ModuleList) -> Folded:
     """Functions of x, N×C×H×W, to a step's y and the image's part of its log|det|, N.
 
     The other result is what all images share of log|det| a position, summed over the steps. Steps
     of another kind are returned as they are, and so are all in the plain form.
     """
+    known = _folds.get()
+    if known is None:
+        return _fold(steps)
+    if steps not in known:
+        known[steps] = _fold(steps)
+    return known[steps]
+
+
+def _fold(steps: nn.ModuleList) -> Folded:
     foldable = [step for step in steps if isinstance(step, FlowStep)]
     if current_form() == "plain" or len(foldable) < len(steps):
         return list(steps), 0.0

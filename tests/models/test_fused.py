@@ -6,7 +6,7 @@ from torch import Tensor
 
 from oodflow.errors import UserError
 from oodflow.models.form import FORMS, computed_as, current_form
-from oodflow.models.fused import fold
+from oodflow.models.fused import Folds, fold, folded_once
 from oodflow.models.glow import Glow, convolutional_step
 from oodflow.models.glow_variants import DenseStep
 from oodflow.models.layers import FlowStep
@@ -41,6 +41,36 @@ def test_folded_steps_are_the_steps_one_by_one() -> None:
         shared = shared - constant
         x = y
     assert abs(shared.item()) < 1e-12
+
+
+def test_folded_once_the_numbers_are_the_same_bits_until_the_block_ends() -> None:
+    model = Glow(3, 2, 4).eval()
+    images = random_images(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        before = model(images, 0.5)
+        with folded_once():
+            assert torch.equal(model(images, 0.5), before)
+            assert torch.equal(model(images, 0.5), before)
+        for parameter in model.parameters():
+            parameter += 0.1
+        after = model(images, 0.5)
+        with folded_once():
+            assert torch.equal(model(images, 0.5), after)
+    assert not torch.equal(after, before)
+
+
+def test_folds_are_kept_for_later_blocks_where_they_are_given() -> None:
+    steps, kept = random_steps(2, channels=4, hidden=3), Folds()
+    with folded_once(kept):
+        first = fold(steps)
+        with folded_once():
+            assert fold(steps) is first
+    with folded_once(kept):
+        assert fold(steps) is first
+    with folded_once():
+        assert fold(steps) is not first
 
 
 def test_the_derivatives_written_by_hand_are_those_of_finite_differences() -> None:
