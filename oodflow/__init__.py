@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from oodflow.api import find_runs as find_runs
     from oodflow.api import finetune as finetune
     from oodflow.api import get_run as get_run
-    from oodflow.api import load_detector as load_detector
     from oodflow.api import load_images as load_images
     from oodflow.api import load_model as load_model
     from oodflow.api import quickstart as quickstart
@@ -86,7 +85,6 @@ _PLACES = {
     "finetune": "oodflow.api:finetune",
     "fpr95": "oodflow.evaluation.metrics:fpr95",
     "get_run": "oodflow.api:get_run",
-    "load_detector": "oodflow.api:load_detector",
     "load_images": "oodflow.api:load_images",
     "load_model": "oodflow.api:load_model",
     "quickstart": "oodflow.api:quickstart",

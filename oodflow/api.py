@@ -319,7 +319,7 @@ def build_detector(options: DetectorOptions) -> BuiltDetector:
     >>> built = oodflow.build_detector(run=plain, score="diff")
     >>> built.detector.score, built.detector.calibration.size, built.uri
     ('diff', 500, 'models:/oodflow-detector-sketch-shapes/1')
-    >>> oodflow.load_detector(built.uri).score
+    >>> oodflow.Detector.load(built.uri).score
     'diff'
     """
     return detectors.build(_session(options), options)
@@ -397,19 +397,8 @@ def experiment_of(run: str) -> Experiment:
 
 
 def load_detector(reference: str | Path, device: str = AUTO) -> Detector:
-    """A detector by ``models:/NAME/VERSION``, ``models:/NAME@champion``, run id or folder.
-
-    Every file is verified and nothing is unpickled. Its images are uint8 N×C×32×32, or anything
-    that :meth:`Detector.read` takes. Raises UserError where there is none, or it was changed.
-
-    >>> oodflow.load_detector(plain)
-    Traceback (most recent call last):
-    oodflow.errors.UserError: run ... holds no detector; build one: oodflow detector build
-    """
-    place = str(available_device(device))
-    if Path(reference).is_dir():
-        return detectors.load_folder(Path(reference), place)
-    return detectors.load_detector(open_store(), str(reference), place)
+    """What :meth:`Detector.load` does."""
+    return detectors.detector_at(str(reference), str(available_device(device)))
 
 
 def load_images(dataset: str, fold: str = "test", limit: int = 0) -> NDArray[np.uint8]:

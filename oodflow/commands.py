@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = {
     "report": "reports.command:command",
     "write report": "reports.command:write_report",
     "fit detector": "oodflow.api:fit_detector",
+    "load detector": "oodflow.api:load_detector",
     "reproduce": "oodflow.plans.reproduce:command",
     "bench": "oodflow.bench.command:command",
     "detector build": "oodflow.workflow.detectors:command",

@@ -266,8 +266,21 @@ class Detector:
         return seal(folder, facts)
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu") -> "Detector":
-        """The detector of a folder, with its models on a device.
+    def load(cls, reference: str | Path, device: str = "auto") -> "Detector":
+        """A detector by ``models:/NAME/VERSION``, ``models:/NAME@champion``, run id or folder.
+
+        Every file is verified and nothing is unpickled. Raises UserError where there is no
+        detector, or it was changed.
+
+        >>> Detector.load("photos/detector")
+        Traceback (most recent call last):
+        oodflow.errors.UserError: no folder at photos/detector; give one that holds a detector, ...
+        """
+        return resolve("load detector")(reference, device)
+
+    @classmethod
+    def from_folder(cls, folder: Path, device: str = "cpu") -> "Detector":
+        """The detector that :meth:`save` put into a folder, with its models on a device.
 
         Every digest is verified before a file is opened. Raises UserError for a folder that is no
         detector, was changed, or holds anything else.

@@ -63,7 +63,7 @@ class ServedDetector(PythonModel):
     def load_context(self, context: Any) -> None:
         """Load the detector's folder, with every digest verified."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.detector = Detector.load(Path(context.artifacts[ARTIFACT]), device)
+        self.detector = Detector.from_folder(Path(context.artifacts[ARTIFACT]), device)
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None

@@ -1,6 +1,5 @@
 """``oodflow detect``: decisions of a detector over image files and folders."""
 
-import os
 from pathlib import Path
 
 from rich.table import Table
@@ -8,13 +7,11 @@ from rich.text import Text
 
 from oodflow import console
 from oodflow.detection.detections import Detections, detect
-from oodflow.detection.detector import Detector
 from oodflow.detection.gallery import gallery
-from oodflow.errors import ResourceError, UserError
+from oodflow.errors import ResourceError
 from oodflow.models.device import available_device
 from oodflow.options import DetectOptions
-from oodflow.tracking.store import open_store
-from oodflow.workflow.detectors import load_detector, load_folder
+from oodflow.workflow.detectors import detector_at
 
 __all__ = ["command"]
 
@@ -33,7 +30,7 @@ def command(options: DetectOptions) -> int:
     could be read.
     """
     device = str(available_device(options.device))
-    detector = _detector(options.detector, device)
+    detector = detector_at(options.detector, device)
     with console.progress("detecting", 0) as advance:
         found = detect(
             detector,
@@ -52,15 +49,6 @@ def command(options: DetectOptions) -> int:
     if not found.tally.images:
         return 2
     return int(options.fail_on_anomaly and found.anomalous > 0)
-
-
-def _detector(reference: str, device: str) -> Detector:
-    if Path(reference).is_dir():
-        return load_folder(Path(reference), device)
-    if os.sep in reference and not reference.startswith("models:/"):
-        raise UserError(f"no folder at {reference}; give one that holds a detector, or models:/…")
-    # Opened only where it is needed: a folder is judged by without any store.
-    return load_detector(open_store(), reference, device)
 
 
 def _write(path: Path, page: str) -> None:

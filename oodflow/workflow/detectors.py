@@ -1,5 +1,6 @@
 """``oodflow detector build``: from registered models to a detector with a calibrated promise."""
 
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -29,13 +30,21 @@ from oodflow.tracking.repetitions import setting_of
 from oodflow.tracking.run_info import RunInfo
 from oodflow.tracking.runs import ModelCard
 from oodflow.tracking.servable import downloaded, log_model, set_alias
-from oodflow.tracking.store import Store
+from oodflow.tracking.store import Store, open_store
 from oodflow.workflow.choose import in_distribution_runs
 from oodflow.workflow.evaluate import general_models
 from oodflow.workflow.evaluation_run import outlier_datasets, say_if_changed
 from oodflow.workflow.session import Session, check_same_shape, dataset_use, open_session
 
-__all__ = ["ALPHAS", "BuiltDetector", "build", "command", "load_detector", "load_folder"]
+__all__ = [
+    "ALPHAS",
+    "BuiltDetector",
+    "build",
+    "command",
+    "detector_at",
+    "load_detector",
+    "load_folder",
+]
 
 ALPHAS = (0.01, 0.05, 0.1)
 """False-positive rates at which a new detector is measured."""
@@ -122,6 +131,16 @@ def build(session: Session, options: DetectorOptions) -> BuiltDetector:
     return BuiltDetector(detector, runs.get(session.store, record), uri)
 
 
+def detector_at(reference: str, device: str = "cpu") -> Detector:
+    """The detector of a folder, or what :func:`load_detector` finds in the current store."""
+    if Path(reference).is_dir():
+        return load_folder(Path(reference), device)
+    if os.sep in reference and not reference.startswith("models:/"):
+        raise UserError(f"no folder at {reference}; give one that holds a detector, or models:/…")
+    # Opened only where it is needed: a folder is judged by without any store.
+    return load_detector(open_store(), reference, device)
+
+
 def load_detector(store: Store, reference: str, device: str = "cpu") -> Detector:
     """The detector of models:/NAME/VERSION, models:/NAME@ALIAS, or the run that built it.
 
@@ -141,7 +160,7 @@ def load_detector(store: Store, reference: str, device: str = "cpu") -> Detector
         facts = local / FACTS_FILE
         if "digest" in tags and facts.is_file() and folder_digest(local) != tags["digest"]:
             raise UserError(f"{uri} was changed after it was registered; build the detector again")
-        return Detector.load(local, device)
+        return Detector.from_folder(local, device)
 
 
 def load_folder(folder: Path, device: str = "cpu") -> Detector:
@@ -151,10 +170,10 @@ def load_folder(folder: Path, device: str = "cpu") -> Detector:
     """
     inside = folder / "artifacts" / ARTIFACT
     if not inside.is_dir():
-        return Detector.load(folder, device)
+        return Detector.from_folder(folder, device)
     if inside.is_symlink() or inside.parent.is_symlink():
         raise UserError(f"the detector at {folder} is refused: {inside} leads out of it")
-    return Detector.load(inside, device)
+    return Detector.from_folder(inside, device)
 
 
 def _subject(session: Session, reference: str) -> RunInfo:

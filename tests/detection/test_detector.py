@@ -86,7 +86,7 @@ def test_saved_and_loaded_it_is_the_same(make_model, shapes, tmp_path, score):
     files = {path.name for path in (tmp_path / "folder").iterdir()}
     expected = {f"{role}.safetensors" for role in roles_of(score)}
     assert files == expected | {"calibration.parquet", "detector.json"}
-    loaded = Detector.load(tmp_path / "folder")
+    loaded = Detector.from_folder(tmp_path / "folder")
     assert (loaded.score, loaded.dataset, loaded.preprocessing) == (
         made.score,
         made.dataset,
@@ -103,7 +103,7 @@ def test_a_compressor_can_be_the_general_model(make_model, shapes, tmp_path):
     models = {"in_distribution": make_model(pixels=shapes[:32]), "general": make_model(name="png")}
     made = calibrated("diff", "sketch-shapes", Preprocessing(3), models, shapes[:30], {})
     made.save(tmp_path / "folder")
-    loaded = Detector.load(tmp_path / "folder")
+    loaded = Detector.from_folder(tmp_path / "folder")
     np.testing.assert_array_equal(loaded.scores(shapes[:9]), made.scores(shapes[:9]))
     # PNG has no scales: the parts are those of the in-distribution model.
     [table] = tables(

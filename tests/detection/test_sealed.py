@@ -32,7 +32,7 @@ class Bomb:
 
 def refused(folder, match):
     with pytest.raises(UserError, match=match) as caught:
-        Detector.load(folder)
+        Detector.from_folder(folder)
     assert "\n" not in str(caught.value)
 
 

@@ -79,7 +79,7 @@ def test_the_answers_are_those_of_the_detector(model, detector, shapes, digits):
 
 
 def test_the_files_inside_are_a_detector(logged, detector, shapes):
-    loaded = Detector.load(logged[1] / "artifacts" / "detector")
+    loaded = Detector.from_folder(logged[1] / "artifacts" / "detector")
     np.testing.assert_array_equal(loaded.scores(shapes[:20]), detector.scores(shapes[:20]))
 
 

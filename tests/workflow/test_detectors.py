@@ -23,11 +23,12 @@ from PIL import Image
 from oodflow.data.sketch import generate
 from oodflow.detection.calibration import halves
 from oodflow.detection.conformal import conformal_p_values, flagged_interval
+from oodflow.detection.detector import Detector
 from oodflow.errors import ResourceError, UserError
 from oodflow.tracking import runs
 from oodflow.workflow import detectors
 from oodflow.workflow.choose import diff_outlier_general
-from oodflow.workflow.detectors import load_detector, load_folder
+from oodflow.workflow.detectors import load_detector
 
 NAME = "oodflow-detector-sketch-shapes"
 CHAMPION = f"models:/{NAME}@champion"
@@ -325,7 +326,9 @@ def same(rows, detected):
     assert [bool(each) for each in rows["error"]] == [False] * 19 + [True]
 
 
-def test_the_command_python_and_the_tables_say_one_number(with_detector, sent, detected, shapes):
+def test_the_command_python_and_the_tables_say_one_number(
+    with_detector, sent, detected, shapes, monkeypatch
+):
     assert detected["score"].notna().sum() == 19 and detected["error"][19]
     expected = by_the_tables(with_detector, "sketch-shapes")[:10]
     np.testing.assert_allclose(detected["score"][:10], expected, rtol=0, atol=1e-4)
@@ -334,14 +337,11 @@ def test_the_command_python_and_the_tables_say_one_number(with_detector, sent, d
     p_values = conformal_p_values(calibration, expected)
     np.testing.assert_allclose(detected["p_value"][:10], p_values, rtol=0, atol=1.001 / 501)
     assert not detected["resized"][:10].any() and detected["resized"][10:19].all()
-    store = with_detector.store()
-    for reference in (CHAMPION, f"models:/{NAME}/1", detector_run(with_detector).run_id):
-        loaded = load_detector(store, reference)
-        np.testing.assert_allclose(
-            loaded.score_samples(sent[:19]), detected["score"][:19], rtol=0, atol=1e-4
-        )
-    for folder in (model_folder(with_detector), model_folder(with_detector) / "artifacts/detector"):
-        scores = load_folder(folder).score_samples(sent[:19])
+    monkeypatch.chdir(with_detector.folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", with_detector.uri)
+    folder, run_id = model_folder(with_detector), detector_run(with_detector).run_id
+    for reference in (CHAMPION, f"models:/{NAME}/1", run_id, folder, folder / "artifacts/detector"):
+        scores = Detector.load(reference).score_samples(sent[:19])
         np.testing.assert_allclose(scores, detected["score"][:19], rtol=0, atol=1e-4)
 
 
