@@ -10,13 +10,13 @@ Models from code, so nothing is pickled: ``mlflow.pyfunc.log_model(python_model=
 :data:`oodflow.detection.detector.DECISION_COLUMNS`.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import mlflow.models
 import numpy as np
 import pandas as pd
-import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.pyfunc import PythonModel
@@ -28,6 +28,7 @@ from oodflow.detection.inputs import InputImage, from_array, from_base64
 from oodflow.detection.package import ARTIFACT
 from oodflow.detection.preprocessing import Preprocessing
 from oodflow.errors import UserError
+from oodflow.models.device import available_device
 
 __all__ = ["ServedDetector", "signature"]
 
@@ -62,8 +63,11 @@ class ServedDetector(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the detector's folder, with every digest verified."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.detector = Detector.from_folder(Path(context.artifacts[ARTIFACT]), device)
+        device, folder = str(available_device("auto")), Path(context.artifacts[ARTIFACT])
+        # Every thread that computes has a team of OpenMP threads of its own. Where they are more
+        # than the cores they sleep between any two layers, and a request takes twice as long.
+        self.computing = ThreadPoolExecutor(1)
+        self.detector = self.computing.submit(Detector.from_folder, folder, device).result()
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -76,7 +80,8 @@ class ServedDetector(PythonModel):
         alpha = float((params or {}).get("alpha", DEFAULT_ALPHA))
         try:
             inputs = _inputs(model_input, self.detector.preprocessing)
-            answer = self.detector.judge(inputs, alpha)[list(DECISION_COLUMNS)]
+            judged = self.computing.submit(self.detector.judge, inputs, alpha).result()
+            answer = judged[list(DECISION_COLUMNS)]
         except UserError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
         # A NaN would be written as such, which is no JSON; what is missing becomes null.
