@@ -397,7 +397,12 @@ def experiment_of(run: str) -> Experiment:
 
 
 def load_detector(reference: str | Path, device: str = AUTO) -> Detector:
-    """What :meth:`Detector.load` does."""
+    """What :meth:`Detector.load` does.
+
+    >>> oodflow.Detector.load(plain)
+    Traceback (most recent call last):
+    oodflow.errors.UserError: run ... holds no detector; build one: oodflow detector build
+    """
     return detectors.detector_at(str(reference), str(available_device(device)))
 
 

@@ -138,11 +138,10 @@ def open_image(
         with Image.open(_content(source), formats=formats or _all_formats()) as opened:
             admit(opened.size)
             opened.load()
-            # Whatever tells of a turn comes with an entry there.
-            if opened.info:
-                with suppress(Exception):
-                    if opened.getexif().get(ORIENTATION, 1) != 1:
-                        remark("turned")
+            with suppress(Exception):
+                # Whatever tells of a turn comes with an entry in info.
+                if opened.info and opened.getexif().get(ORIENTATION, 1) != 1:
+                    remark("turned")
             return flattened(opened, remark)
     except UnreadableImage:
         raise

@@ -43,7 +43,6 @@ __all__ = [
     "command",
     "detector_at",
     "load_detector",
-    "load_folder",
 ]
 
 ALPHAS = (0.01, 0.05, 0.1)
@@ -134,7 +133,7 @@ def build(session: Session, options: DetectorOptions) -> BuiltDetector:
 def detector_at(reference: str, device: str = "cpu") -> Detector:
     """The detector of a folder, or what :func:`load_detector` finds in the current store."""
     if Path(reference).is_dir():
-        return load_folder(Path(reference), device)
+        return _load_folder(Path(reference), device)
     if os.sep in reference and not reference.startswith("models:/"):
         raise UserError(f"no folder at {reference}; give one that holds a detector, or models:/…")
     # Opened only where it is needed: a folder is judged by without any store.
@@ -163,7 +162,7 @@ def load_detector(store: Store, reference: str, device: str = "cpu") -> Detector
         return Detector.from_folder(local, device)
 
 
-def load_folder(folder: Path, device: str = "cpu") -> Detector:
+def _load_folder(folder: Path, device: str = "cpu") -> Detector:
     """The detector of a folder: its own, or that of an MLflow model, of which no code is run.
 
     Raises UserError where there is none, or it was changed.
